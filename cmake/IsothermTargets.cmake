@@ -1,0 +1,52 @@
+# isotherm_library(NAME SRCS ... DEPS ... [PRIVATE_DEPS ...])
+#   One target a room. DEPS are what the room's headers show, PRIVATE_DEPS what only its sources use.
+# isotherm_test(NAME SRCS ... DEPS ... [LABELS ...] [TIMEOUT seconds] [ARGS ...])
+#   A GoogleTest binary registered with CTest. LABELS default to "unit".
+
+add_library(isotherm_options INTERFACE)
+target_include_directories(isotherm_options INTERFACE "${CMAKE_SOURCE_DIR}")
+target_compile_options(isotherm_options INTERFACE -Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers)
+target_link_libraries(isotherm_options INTERFACE Threads::Threads)
+if(ISOTHERM_SANITIZE)
+  target_compile_options(isotherm_options INTERFACE -fsanitize=${ISOTHERM_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  target_link_options(isotherm_options INTERFACE -fsanitize=${ISOTHERM_SANITIZE})
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  target_compile_options(isotherm_options INTERFACE -Wthread-safety)
+endif()
+
+function(isotherm_library NAME)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
+  if(ARG_SRCS)
+    add_library(${NAME} STATIC ${ARG_SRCS})
+    target_link_libraries(${NAME} PUBLIC isotherm_options ${ARG_DEPS} PRIVATE ${ARG_PRIVATE_DEPS})
+  else()
+    add_library(${NAME} INTERFACE)
+    target_link_libraries(${NAME} INTERFACE isotherm_options ${ARG_DEPS})
+  endif()
+endfunction()
+
+function(isotherm_binary NAME)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${NAME} ${ARG_SRCS})
+  target_link_libraries(${NAME} PRIVATE isotherm_options ${ARG_DEPS})
+  set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
+endfunction()
+
+function(isotherm_test NAME)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS;ARGS" ${ARGN})
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS unit)
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  add_executable(${NAME} ${ARG_SRCS})
+  target_link_libraries(${NAME} PRIVATE isotherm_options ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  set_target_properties(${NAME} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+  add_test(NAME ${NAME} COMMAND ${NAME} ${ARG_ARGS})
+  # GoogleTest prints this for a test that called GTEST_SKIP; CTest then lists the binary as skipped only
+  # when every test in it was skipped.
+  set_tests_properties(${NAME} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+                       ENVIRONMENT "ISOTHERM_SOURCE_DIR=${CMAKE_SOURCE_DIR};ISOTHERM_BINARY_DIR=${CMAKE_BINARY_DIR}")
+endfunction()

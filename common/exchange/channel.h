@@ -1,0 +1,138 @@
+#ifndef ISOTHERM_COMMON_EXCHANGE_CHANNEL_H_
+#define ISOTHERM_COMMON_EXCHANGE_CHANNEL_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "isotherm/worker/v1/neuron.grpc.pb.h"
+
+// One layer's round trip between the GPU worker (client) and a CPU worker (server): inputs and masks there, a partial sum
+// back. Two transports behind one contract: slots of a shared-memory region, or the same frames inside the gRPC stream.
+namespace isotherm::exchange {
+
+enum class Transport { kAuto, kSharedMemory, kInline };
+const char* TransportName(Transport transport);  // "auto", "shm", "inline"
+absl::StatusOr<Transport> ParseTransport(const std::string& name);
+
+struct Geometry {
+  int64_t layers = 0;
+  int64_t hidden = 0;
+  int64_t ffn = 0;
+  int64_t max_rows = 0;
+  bool gate_values = false;
+};
+
+struct RequestHeader {
+  uint64_t step = 0;
+  int64_t layer = 0;
+  int64_t rows = 0;
+  uint64_t placement_epoch = 0;
+  bool dense = false;            // FfnRequest::dense
+  bool has_gate_values = false;  // the compacted array is present
+};
+
+// Where the client writes a request: memory inside the slot or the frame.
+struct RequestBuffers {
+  float* x = nullptr;            // [rows, hidden]
+  uint64_t* masks = nullptr;     // [rows, MaskWords(ffn)], cold neurons only
+  float* gate_values = nullptr;  // room for rows * ffn values where the geometry has them
+};
+
+// Client side. Thread-compatible: one driver thread, one exchange in flight.
+class Channel {
+ public:
+  virtual ~Channel() = default;
+  virtual Transport transport() const = 0;
+
+  // Wakes the worker's threads so that they spin while the step is open; EndStep lets them park.
+  virtual void BeginStep(uint64_t step) = 0;
+  virtual void EndStep() = 0;
+
+  // Begin, fill the buffers, Send, (compute the hot half), Await.
+  virtual absl::StatusOr<RequestBuffers> Begin(const RequestHeader& header) = 0;
+  // `gate_value_count`: how many compacted values were written.
+  virtual absl::Status Send(int64_t gate_value_count) = 0;
+  struct Answer {
+    const float* y = nullptr;  // [rows, hidden]; valid until the next Begin
+    int64_t computed = 0;      // FfnStatistics of the worker
+    int64_t active = 0;
+    absl::Duration latency;  // from Send to the answer's arrival
+    absl::Duration wait;     // spent blocked in Await
+  };
+  // Bounded by the channel's time-out (DeadlineExceeded); Unavailable when the worker is gone, DataLoss when the echo does not
+  // match. After any error the channel is dead and every call returns the first error.
+  virtual absl::StatusOr<Answer> Await() = 0;
+
+  virtual bool failed() const = 0;
+  virtual int64_t bytes_exchanged() const = 0;
+};
+
+struct ClientOptions {
+  Transport transport = Transport::kAuto;
+  std::string shm_directory = "/dev/shm";
+  absl::Duration exchange_timeout = absl::Seconds(10);
+  absl::Duration connect_timeout = absl::Seconds(5);
+  int spin_us = 0;  // before parking in Await
+  std::string model_digest;
+  uint64_t placement_epoch = 0;
+  std::string placement_digest;
+  Geometry geometry;
+};
+
+// Opens the Exchange stream on the stub's channel and negotiates the transport. The stub outlives the result.
+absl::StatusOr<std::unique_ptr<Channel>> Connect(worker::v1::NeuronService::Stub* stub, const ClientOptions& options);
+
+// What the server side computes. Called from one thread for a channel at a time; everything in `request` was checked against
+// the geometry, the masks against the hot neurons of the placement.
+struct ServerRequest {
+  RequestHeader header;
+  const float* x = nullptr;
+  const uint64_t* masks = nullptr;
+  const float* gate_values = nullptr;  // null unless header.has_gate_values
+};
+struct ServerAnswer {
+  int64_t computed = 0;
+  int64_t active = 0;
+};
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  // Fills y[rows, hidden]. A non-OK status ends the channel with it.
+  virtual absl::StatusOr<ServerAnswer> Execute(const ServerRequest& request, float* y) = 0;
+  // Called when a step opens and closes, so that the executor's threads may spin in between.
+  virtual void OnStep(bool open) {}
+};
+
+// What a server accepts; read again for every stream that opens.
+struct ServerPolicy {
+  std::string model_digest;
+  uint64_t placement_epoch = 0;
+  std::string placement_digest;
+  std::vector<std::vector<uint64_t>> hot;  // masks must not touch these
+  int64_t layers = 0, hidden = 0, ffn = 0;
+  int64_t max_rows_limit = 4096;
+};
+
+struct ServerOptions {
+  Transport transport = Transport::kAuto;  // kSharedMemory and kInline refuse the other
+  std::string shm_directory = "/dev/shm";
+  int spin_us = 0;
+  // Waits are bounded by this and recheck the stream.
+  absl::Duration wait_slice = absl::Milliseconds(50);
+};
+
+// Serves one Exchange stream to its end on the calling thread(s): call it from NeuronService::Exchange. Returns when the client
+// closes the stream (OK), breaks the protocol (InvalidArgument, FailedPrecondition) or the server is cancelled.
+absl::Status ServeExchange(
+    grpc::ServerContext* context,
+    grpc::ServerReaderWriter<worker::v1::ExchangeResponse, worker::v1::ExchangeRequest>* stream,
+    const ServerOptions& options, const std::function<absl::StatusOr<ServerPolicy>()>& policy, Executor* executor);
+
+}  // namespace isotherm::exchange
+
+#endif  // ISOTHERM_COMMON_EXCHANGE_CHANNEL_H_

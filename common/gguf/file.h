@@ -1,0 +1,89 @@
+#ifndef ISOTHERM_COMMON_GGUF_FILE_H_
+#define ISOTHERM_COMMON_GGUF_FILE_H_
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace isotherm::gguf {
+
+// Numbering of ggml as of 2024 and later; PowerInfer's GPU index files use an older table for I32.
+enum class TensorType : uint32_t {
+  kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ4_K = 12, kQ5_K = 13, kQ6_K = 14,
+  kI8 = 24, kI16 = 25, kI32 = 26, kI64 = 27, kF64 = 28, kBF16 = 30,
+};
+
+// "Q8_0", or "type 77" for one this reader does not know.
+std::string TensorTypeName(TensorType type);
+// Weights in a block and bytes of a block; {0, 0} for unknown types.
+struct BlockShape { int64_t weights; int64_t bytes; };
+BlockShape GetBlockShape(TensorType type);
+
+struct TensorInfo {
+  std::string name;
+  TensorType type;
+  // ggml order: dims[0] varies fastest. Unused dimensions are 1.
+  std::array<int64_t, 4> dims;
+  int rank;
+  // From the start of the file; offset + bytes lies within it.
+  uint64_t offset;
+  uint64_t bytes;
+};
+
+// A GGUF file (version 2 or 3, or PowerInfer's "PWRI" magic), mapped read-only. Everything a count, offset,
+// dimension or string length claims is checked against the file's size before it is used, so that a truncated or
+// hostile file is an InvalidArgument that names the file and the place. Immutable after opening; thread-safe.
+class File {
+ public:
+  static absl::StatusOr<std::unique_ptr<File>> Open(const std::string& path);
+  // Of bytes that outlive the result; `name` is used in messages.
+  static absl::StatusOr<std::unique_ptr<File>> Parse(absl::Span<const uint8_t> bytes, const std::string& name);
+  ~File();
+
+  const std::string& path() const;
+  uint32_t version() const;
+  bool is_powerinfer() const;
+  uint64_t size_bytes() const;
+
+  absl::Span<const TensorInfo> tensors() const;
+  // nullptr if absent.
+  const TensorInfo* FindTensor(absl::string_view name) const;
+  absl::Span<const uint8_t> Data(const TensorInfo& tensor) const;
+  // Tells the kernel that these pages are not needed again (a no-op for parsed bytes).
+  void ReleasePages(const TensorInfo& tensor) const;
+  // Asks the kernel to read these pages ahead.
+  void PrefetchPages(const TensorInfo& tensor) const;
+
+  std::vector<std::string> MetadataKeys() const;
+  bool Has(absl::string_view key) const;
+  // NotFound if absent; InvalidArgument, naming the key and both types, if it is of another type. Integers of every
+  // width convert where the value fits.
+  absl::StatusOr<std::string> GetString(absl::string_view key) const;
+  absl::StatusOr<int64_t> GetInteger(absl::string_view key) const;
+  absl::StatusOr<double> GetFloat(absl::string_view key) const;  // integers convert too
+  absl::StatusOr<bool> GetBool(absl::string_view key) const;
+  absl::StatusOr<std::vector<std::string>> GetStringArray(absl::string_view key) const;
+  absl::StatusOr<std::vector<int64_t>> GetIntegerArray(absl::string_view key) const;
+  absl::StatusOr<std::vector<float>> GetFloatArray(absl::string_view key) const;
+  // For people: short values in full, arrays as "[32000 strings]".
+  std::string DescribeValue(absl::string_view key) const;
+
+  // 32 hexadecimal digits over the header, the tensor table and samples of every tensor's bytes. Fast for files of any
+  // size; two files that differ in structure or were quantised differently differ in it.
+  std::string StructureDigest() const;
+
+ private:
+  struct Impl;
+  explicit File(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace isotherm::gguf
+
+#endif  // ISOTHERM_COMMON_GGUF_FILE_H_

@@ -1,0 +1,63 @@
+#ifndef ISOTHERM_COMMON_NEURON_FFN_H_
+#define ISOTHERM_COMMON_NEURON_FFN_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "common/base/thread_pool.h"
+#include "common/model/model.h"
+#include "common/neuron/bundle.h"
+
+// The sparse FFN on the CPU: y[row] = sum over neurons j in the row's mask of act(gate_j . x) * (up_j . x) * down_j, for the
+// hot neurons of the host device and the cold neurons of the CPU worker alike.
+namespace isotherm::neuron {
+
+// Bundles of `count` neurons; bundle k belongs to neuron neuron_ids[k], or k itself where neuron_ids is null.
+struct BundleView {
+  const uint8_t* bundles = nullptr;
+  const BundleLayout* layout = nullptr;
+  const int32_t* neuron_ids = nullptr;  // ascending
+  int64_t count = 0;
+};
+
+struct FfnRequest {
+  int64_t rows = 0;
+  const float* x = nullptr;         // [rows, hidden]
+  const uint64_t* masks = nullptr;  // [rows, MaskWords(ffn)]
+  int64_t ffn = 0;
+  // Compacted gate pre-activations: for each row in order, one F32 for each set bit of that row's mask in ascending order.
+  // The gate rows are then not read. Null: compute them.
+  const float* gate_values = nullptr;
+  // Compute up and down also where the gate is zero (dense models, the measure of a dense run).
+  bool dense = false;
+  model::Activation activation = model::Activation::kRelu;
+  float activation_threshold = 0;
+};
+
+struct FfnStatistics {
+  int64_t computed = 0;  // mask bits set for neurons of the view, summed over rows
+  int64_t active = 0;    // of those, with act(gate) not zero
+};
+
+// Owns the workspace. Thread-compatible.
+class FfnExecutor {
+ public:
+  // `max_rows` rows at most in one request.
+  FfnExecutor(base::ThreadPool* pool, int64_t hidden, int64_t ffn, int64_t max_rows);
+  ~FfnExecutor();
+
+  // Overwrites y[rows, hidden]. Each row's result depends on that row alone: neurons are summed in fixed partitions of the
+  // view, ascending within each, the partitions in order. Up to kSparseRows rows each bundle in the union of the masks is read
+  // once and applied to the rows that want it; beyond, tiles of bundles go through a dense GEMM and the masks are applied to
+  // the activations.
+  FfnStatistics Run(const BundleView& view, const FfnRequest& request, float* y);
+
+ private:
+  struct Workspace;
+  base::ThreadPool* pool_;
+  std::unique_ptr<Workspace> workspace_;
+};
+
+}  // namespace isotherm::neuron
+
+#endif  // ISOTHERM_COMMON_NEURON_FFN_H_

@@ -1,0 +1,79 @@
+#ifndef ISOTHERM_COMMON_OBSERVE_METRICS_H_
+#define ISOTHERM_COMMON_OBSERVE_METRICS_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+namespace isotherm::observe {
+
+using Labels = std::map<std::string, std::string>;
+
+// Handles are cheap to copy, thread-safe and live as long as the process. Names start with "isotherm_" and end in the unit
+// ("_seconds", "_bytes") and, for counters, "_total". The same name and labels give the same time series.
+class Counter {
+ public:
+  void Add(double value = 1) const;
+ private:
+  friend class Registry;
+  void* impl_ = nullptr;
+};
+class Gauge {
+ public:
+  void Set(double value) const;
+  void Add(double value) const;
+ private:
+  friend class Registry;
+  void* impl_ = nullptr;
+};
+class Histogram {
+ public:
+  void Observe(double value) const;
+ private:
+  friend class Registry;
+  void* impl_ = nullptr;
+};
+
+// 100 us to 1,000 s, three steps a decade.
+std::vector<double> LatencyBuckets();
+// 1 us to 1 s, three steps a decade, for exchanges.
+std::vector<double> ExchangeBuckets();
+
+class Registry {
+ public:
+  // The process's registry.
+  static Registry& Global();
+  Counter GetCounter(const std::string& name, const std::string& help, const Labels& labels = {});
+  Gauge GetGauge(const std::string& name, const std::string& help, const Labels& labels = {});
+  Histogram GetHistogram(const std::string& name, const std::string& help, const std::vector<double>& buckets,
+                         const Labels& labels = {});
+  // Prometheus text exposition of everything.
+  std::string Render() const;
+
+ private:
+  Registry();
+  friend class Exposer;
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+// Serves GET /metrics of the global registry on "host:port" (port 0 picks one). An address in use is an error that says so.
+class Exposer {
+ public:
+  static absl::StatusOr<std::unique_ptr<Exposer>> Start(const std::string& address);
+  ~Exposer();
+  int port() const;
+
+ private:
+  Exposer();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace isotherm::observe
+
+#endif  // ISOTHERM_COMMON_OBSERVE_METRICS_H_

@@ -1,0 +1,1 @@
+"""Python tools of Isotherm: train, synthesize and export ReLU-sparse GGUF models."""
