@@ -39,11 +39,11 @@ class Case:
 def cases() -> list[Case]:
     mha = gl.LlamaShape(layers=2, hidden=64, ffn=192, heads=4, kv_heads=4, vocab=320, context=256)
     gqa = replace(mha, layers=3, kv_heads=2)
-    gqa32 = replace(mha, hidden=128, ffn=256, heads=4, kv_heads=1)
+    gqa32 = replace(mha, hidden=128, ffn=256, heads=4, kv_heads=1, layers=1)
     one = replace(gqa, layers=1)
     return [
         Case("mha-relu-f32", mha, "relu", "f32"),
-        Case("gqa-silu-f32", replace(gqa, layers=2), "silu", "f32"),
+        Case("gqa-silu-f32", one, "silu", "f32"),
         Case("gqa-relu-f16", gqa32, "relu", "f16", tokens=100),
         Case("mha-silu-f16", mha, "silu", "f16"),
         Case("mha-relu-q8_0", mha, "relu", "q8_0"),
@@ -53,7 +53,7 @@ def cases() -> list[Case]:
         Case("rope-base-f32", replace(one, rope_base=500000.0), "relu", "f32", tied=True, tokens=80),
         Case("rope-linear-f32", replace(one, rope_scale=2.0), "relu", "f32", tied=True, tokens=80),
         Case("tied-relu-q8_0", gqa, "relu", "q8_0", tied=True),
-        Case("powerinfer-relu-f32", mha, "relu", "f32", powerinfer_rank=128),
+        Case("powerinfer-relu-q8_0", mha, "relu", "q8_0", powerinfer_rank=128),
         Case("powerinfer-rank48-f32", one, "relu", "f32", tied=True, powerinfer_rank=48),
     ]
 
@@ -86,7 +86,8 @@ def random_tensors(case: Case, rng: np.random.Generator) -> list[tuple[str, np.n
         ]
         down = matrix(s.hidden, s.ffn, 2.0)
         if case.powerinfer_rank:
-            fc1, fc2 = relu_predictor(gate * ffn_norm, case.powerinfer_rank)
+            stored = gl.decode(gl.encode(gate, t), gl.TYPES[t])
+            fc1, fc2 = relu_predictor(stored * ffn_norm, case.powerinfer_rank)
             tensors += [(f"{p}ffn_down_t.weight", np.ascontiguousarray(down.T), t),
                         (f"{p}fc1.weight", fc1, "f32"), (f"{p}fc2.weight", fc2, "f32")]
         else:
@@ -226,7 +227,7 @@ def write_blocks() -> None:
     for name in [*scales, "BF16", "F16"]:
         kind = GGMLQuantizationType[name]
         elements, size = GGML_QUANT_SIZES[kind]
-        count = 64
+        count = 48
         if elements == 1:
             count = 4096
             values = np.concatenate([rng.standard_normal(count - 5) * 10.0 ** rng.integers(-6, 4, count - 5),
