@@ -1,0 +1,138 @@
+#ifndef ISOTHERM_COMMON_EXCHANGE_REGION_LAYOUT_H_
+#define ISOTHERM_COMMON_EXCHANGE_REGION_LAYOUT_H_
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "common/exchange/geometry.h"
+#include "common/neuron/mask.h"
+
+// The bytes both sides of an exchange agree on: the shared-memory region, and the frames of the inline transport. Plain data
+// without dependence on gRPC, so that device code can include it. Change anything here and kRegionLayoutVersion goes up.
+//
+// A region is a header of one page and then a ring of slots. One exchange is: the client fills the slot of its sequence number
+// (payload and descriptor), then stores the sequence number to the request doorbell with release; the server loads it with
+// acquire, computes, fills the answer half of the slot, then stores the same number to the answer doorbell with release.
+namespace isotherm::exchange {
+
+static_assert(std::endian::native == std::endian::little, "the layout is little-endian");
+
+inline constexpr uint64_t kRegionMagic = 0x6d72'6568'746f'7369;  // "isotherm" as bytes
+inline constexpr uint32_t kRegionLayoutVersion = 1;
+inline constexpr int64_t kCacheLine = 64;
+inline constexpr int64_t kRegionHeaderBytes = 4096;
+
+// Two slots: the answer of one exchange stays whole while the next request is being written.
+inline constexpr uint32_t kSlots = 2;
+// A power of two, so that `sequence % slots` stays in step when the 32-bit sequence number wraps.
+inline constexpr uint32_t kMaxSlots = 16;
+
+enum DescriptorFlag : uint32_t {
+  kFlagDense = 1u << 0,       // compute up and down also where the gate is zero
+  kFlagGateValues = 1u << 1,  // the compacted gate activations are present
+  // Inline transport only, without a payload and without an answer: what RegionHeader::step_open says in shared memory.
+  kFlagStepOpens = 1u << 2,
+  kFlagStepCloses = 1u << 3,
+};
+inline constexpr uint32_t kRequestFlags = kFlagDense | kFlagGateValues;
+
+// Describes a request; the answer carries it again, with the last three fields filled in.
+struct Descriptor {
+  uint64_t step;
+  uint64_t generation;  // RegionHeader::generation; 0 inline, where the stream itself is new with every connection
+  uint64_t placement_epoch;
+  // Answer: CLOCK_MONOTONIC of the server in nanoseconds. The same clock as the client's on one host.
+  uint64_t answered_at_ns;
+  uint32_t layer;
+  uint32_t rows;
+  uint32_t flags;
+  uint32_t gate_value_count;
+  uint32_t sequence;  // the doorbells' value for this exchange; the first is 1
+  uint32_t computed;  // answer: mask bits set, summed over rows
+  uint32_t active;    // answer: of those, neurons that fired
+  uint32_t reserved;  // zero
+};
+static_assert(sizeof(Descriptor) == kCacheLine && std::is_trivially_copyable_v<Descriptor>);
+static_assert(offsetof(Descriptor, generation) == 8 && offsetof(Descriptor, placement_epoch) == 16);
+static_assert(offsetof(Descriptor, answered_at_ns) == 24 && offsetof(Descriptor, layer) == 32);
+static_assert(offsetof(Descriptor, rows) == 36 && offsetof(Descriptor, flags) == 40);
+static_assert(offsetof(Descriptor, gate_value_count) == 44 && offsetof(Descriptor, sequence) == 48);
+static_assert(offsetof(Descriptor, computed) == 52 && offsetof(Descriptor, active) == 56);
+
+struct RegionHeader {
+  // Written by the server before anyone else can see the region, then constant.
+  uint64_t magic;
+  uint64_t generation;  // random: no two regions share one
+  uint64_t region_bytes;
+  uint32_t layout_version;
+  uint32_t slots;
+  uint32_t layers;
+  uint32_t hidden;
+  uint32_t ffn;
+  uint32_t max_rows;
+  uint32_t gate_values;  // 0 or 1
+
+  // Accessed atomically, each on a cache line of its own.
+  alignas(kCacheLine) uint32_t request_doorbell;  // client: sequence of the last request
+  alignas(kCacheLine) uint32_t answer_doorbell;   // server: sequence of the last answer
+  alignas(kCacheLine) uint32_t step_open;         // client: 1 while a step is open
+  alignas(kCacheLine) uint32_t failed;            // either: 1 for ever once the region is dead
+  alignas(kCacheLine) uint32_t server_parked;     // futex words, see doorbell.h
+  alignas(kCacheLine) uint32_t client_parked;
+};
+static_assert(sizeof(RegionHeader) == 7 * kCacheLine && std::is_trivially_copyable_v<RegionHeader>);
+static_assert(sizeof(RegionHeader) <= kRegionHeaderBytes);
+static_assert(offsetof(RegionHeader, request_doorbell) == 64 && offsetof(RegionHeader, answer_doorbell) == 128);
+static_assert(offsetof(RegionHeader, step_open) == 192 && offsetof(RegionHeader, failed) == 256);
+static_assert(offsetof(RegionHeader, server_parked) == 320 && offsetof(RegionHeader, client_parked) == 384);
+
+constexpr int64_t RoundUp(int64_t bytes, int64_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
+
+// Offsets inside a slot and the sizes that follow. The geometry has passed CheckGeometry.
+struct RegionLayout {
+  int64_t x = 0;            // F32 [rows, hidden]
+  int64_t masks = 0;        // u64 [rows, MaskWords(ffn)]
+  int64_t gate_values = 0;  // F32, at most rows * ffn; equal to `answer` where the geometry has none
+  int64_t answer = 0;       // Descriptor
+  int64_t y = 0;            // F32 [rows, hidden]
+  int64_t slot_bytes = 0;
+  int64_t region_bytes = 0;  // whole pages
+};
+
+constexpr RegionLayout MakeRegionLayout(const Geometry& geometry, uint32_t slots) {
+  const int64_t activations = RoundUp(geometry.max_rows * geometry.hidden * 4, kCacheLine);
+  const int64_t masks = RoundUp(geometry.max_rows * neuron::MaskWords(geometry.ffn) * 8, kCacheLine);
+  const int64_t gates = geometry.gate_values ? RoundUp(geometry.max_rows * geometry.ffn * 4, kCacheLine) : 0;
+  RegionLayout layout;
+  layout.x = sizeof(Descriptor);
+  layout.masks = layout.x + activations;
+  layout.gate_values = layout.masks + masks;
+  layout.answer = layout.gate_values + gates;
+  layout.y = layout.answer + static_cast<int64_t>(sizeof(Descriptor));
+  layout.slot_bytes = layout.y + activations;
+  layout.region_bytes = kRegionHeaderBytes + RoundUp(layout.slot_bytes * slots, kRegionHeaderBytes);
+  return layout;
+}
+
+// Offsets inside the payload of an inline request: the arrays of a slot without the unused room. An answer's payload is y alone.
+struct FrameLayout {
+  int64_t masks = 0;  // x is at 0
+  int64_t gate_values = 0;
+  int64_t bytes = 0;
+};
+
+constexpr FrameLayout MakeFrameLayout(const Geometry& geometry, int64_t rows, int64_t gate_value_count) {
+  FrameLayout layout;
+  layout.masks = RoundUp(rows * geometry.hidden * 4, 8);  // u64 words stay aligned
+  layout.gate_values = layout.masks + rows * neuron::MaskWords(geometry.ffn) * 8;
+  layout.bytes = layout.gate_values + gate_value_count * 4;
+  return layout;
+}
+
+constexpr int64_t AnswerBytes(const Geometry& geometry, int64_t rows) { return rows * geometry.hidden * 4; }
+
+}  // namespace isotherm::exchange
+
+#endif  // ISOTHERM_COMMON_EXCHANGE_REGION_LAYOUT_H_
