@@ -1,0 +1,124 @@
+#include "common/gguf/file.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/gguf/digest.h"
+#include "common/gguf/mapping.h"
+#include "common/gguf/parser.h"
+#include "common/gguf/value.h"
+
+namespace isotherm::gguf {
+
+struct File::Impl {
+  std::string name;
+  Mapping mapping;  // empty for parsed bytes
+  absl::Span<const uint8_t> bytes;
+  Contents contents;
+
+  // Decodes the value of a key; errors name the file and the key.
+  template <typename Decode>
+  auto Get(absl::string_view key, const Decode& decode) const -> std::invoke_result_t<Decode, const Value&> {
+    const auto found = contents.metadata.find(key);
+    if (found == contents.metadata.end()) {
+      return absl::NotFoundError(absl::StrCat(name, ": metadata key '", key, "' is missing"));
+    }
+    auto result = decode(found->second);
+    if (!result.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": metadata key '", key, "' ", result.status().message()));
+    }
+    return result;
+  }
+};
+
+File::File(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+File::~File() = default;
+
+absl::StatusOr<std::unique_ptr<File>> File::Open(const std::string& path) {
+  ISOTHERM_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Open(path));
+  ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<File> file, Parse(mapping.bytes(), path));
+  file->impl_->mapping = std::move(mapping);
+  return file;
+}
+
+absl::StatusOr<std::unique_ptr<File>> File::Parse(absl::Span<const uint8_t> bytes, const std::string& name) {
+  auto impl = std::make_unique<Impl>();
+  ISOTHERM_ASSIGN_OR_RETURN(impl->contents, ParseContents(bytes, name));
+  impl->name = name;
+  impl->bytes = bytes;
+  return std::unique_ptr<File>(new File(std::move(impl)));
+}
+
+const std::string& File::path() const { return impl_->name; }
+uint32_t File::version() const { return impl_->contents.version; }
+bool File::is_powerinfer() const { return impl_->contents.is_powerinfer; }
+uint64_t File::size_bytes() const { return impl_->bytes.size(); }
+
+absl::Span<const TensorInfo> File::tensors() const { return impl_->contents.tensors; }
+
+const TensorInfo* File::FindTensor(absl::string_view name) const {
+  const auto found = impl_->contents.tensor_index.find(name);
+  return found == impl_->contents.tensor_index.end() ? nullptr : &impl_->contents.tensors[found->second];
+}
+
+absl::Span<const uint8_t> File::Data(const TensorInfo& tensor) const {
+  return impl_->bytes.subspan(tensor.offset, tensor.bytes);
+}
+
+void File::ReleasePages(const TensorInfo& tensor) const { impl_->mapping.Release(Data(tensor)); }
+void File::PrefetchPages(const TensorInfo& tensor) const { impl_->mapping.Prefetch(Data(tensor)); }
+
+std::vector<std::string> File::MetadataKeys() const { return impl_->contents.keys; }
+bool File::Has(absl::string_view key) const { return impl_->contents.metadata.contains(key); }
+
+absl::StatusOr<std::string> File::GetString(absl::string_view key) const {
+  return impl_->Get(key, DecodeString);
+}
+absl::StatusOr<int64_t> File::GetInteger(absl::string_view key) const {
+  return impl_->Get(key, DecodeInteger);
+}
+absl::StatusOr<double> File::GetFloat(absl::string_view key) const { return impl_->Get(key, DecodeFloat); }
+absl::StatusOr<bool> File::GetBool(absl::string_view key) const { return impl_->Get(key, DecodeBool); }
+
+absl::StatusOr<std::vector<std::string>> File::GetStringArray(absl::string_view key) const {
+  return impl_->Get(key, DecodeStringArray);
+}
+
+absl::StatusOr<std::vector<int64_t>> File::GetIntegerArray(absl::string_view key) const {
+  return impl_->Get(key, DecodeIntegerArray);
+}
+
+absl::StatusOr<std::vector<float>> File::GetFloatArray(absl::string_view key) const {
+  return impl_->Get(key, DecodeFloatArray);
+}
+
+absl::StatusOr<int64_t> File::GetArraySize(absl::string_view key) const {
+  return impl_->Get(key, DecodeArraySize);
+}
+
+std::string File::DescribeValue(absl::string_view key) const {
+  const auto found = impl_->contents.metadata.find(key);
+  return found == impl_->contents.metadata.end() ? "" : Describe(found->second);
+}
+
+std::string File::StructureDigest() const {
+  // From the beginning, the middle and the end of each tensor: three pages to read at most.
+  constexpr size_t kSampleBytes = 256;
+  Digest digest;
+  digest.Update(impl_->bytes.first(impl_->contents.header_bytes));
+  for (const TensorInfo& tensor : tensors()) {
+    const auto data = Data(tensor);
+    const size_t length = std::min(kSampleBytes, data.size());
+    for (const size_t begin : {size_t{0}, (data.size() - length) / 2, data.size() - length}) {
+      digest.Update(data.subspan(begin, length));
+    }
+  }
+  return digest.Hex();
+}
+
+}  // namespace isotherm::gguf
