@@ -16,12 +16,13 @@ namespace isotherm::neuron {
 // Part of the exchange's opening message: both workers must pack alike.
 inline constexpr uint32_t kBundleLayoutVersion = 1;
 
-// The gate, up and down rows of one neuron side by side, each a packed row of `hidden` columns (common/kernels/packed_row.h).
+// The gate, up and down rows of one neuron side by side, each a packed row of `hidden` columns
+// (common/kernels/packed_row.h).
 struct BundleLayout {
   kernels::WeightType gate_type, up_type, down_type;
   int64_t hidden = 0;
-  int64_t up_offset = 0;    // bytes; the gate row is at 0
-  int64_t down_offset = 0;  // bytes
+  int64_t up_offset = 0;     // bytes; the gate row is at 0
+  int64_t down_offset = 0;   // bytes
   int64_t bundle_bytes = 0;  // a multiple of 64
 
   const uint8_t* Gate(const uint8_t* bundle) const { return bundle; }
@@ -29,19 +30,29 @@ struct BundleLayout {
   const uint8_t* Down(const uint8_t* bundle) const { return bundle + down_offset; }
 };
 
-// The layout a layer's tensors give. `down` keeps its type where its rows are neurons already (down_transposed) or where
-// transposing is exact (F32, F16, BF16); a quantised [hidden, ffn] matrix becomes Q8_0 by neuron.
+// The packed form of a file's tensor type; Unimplemented, naming the tensor, for types the kernels cannot
+// read.
+absl::StatusOr<kernels::WeightType> PackedWeightType(const gguf::TensorInfo& tensor);
+
+// The layout a layer's tensors give. `down` keeps its type where its rows are neurons already
+// (down_transposed) or where transposing is exact (F32, F16, BF16); a quantised [hidden, ffn] matrix becomes
+// Q8_0 by neuron.
 absl::StatusOr<BundleLayout> MakeBundleLayout(const model::Model& model, int64_t layer);
 
 struct PackReport {
-  // Root mean square of (packed - file) over that of the file's down weights; 0 where nothing was requantised.
+  // Root mean square of (packed - file) over that of the file's weights, for the neurons packed; 0 where
+  // nothing was requantised.
   double down_requantization_error = 0;
 };
 
-// Writes the bundles of the given neurons (ascending file numbers; empty span with `all` = true for every neuron), one after
-// another, to out[neurons * bundle_bytes]. Uses the pool; reads each tensor of the file once and releases its pages.
-absl::StatusOr<PackReport> PackBundles(const model::Model& model, int64_t layer, const BundleLayout& layout, bool all,
-                                       const std::vector<int32_t>& neurons, base::ThreadPool& pool, uint8_t* out);
+// Writes the bundles of the given neurons (ascending file numbers; ignored with `all` = true, which takes
+// every neuron), one after another, to out[neurons * bundle_bytes]; `out` lies on a 64-byte boundary. Uses
+// the pool. Reads each tensor of the file once, front to back, asks for the next one ahead (also the next
+// layer's) and releases the pages behind: besides `out` it holds one tensor's pages and less than 1 MiB a
+// thread.
+absl::StatusOr<PackReport> PackBundles(const model::Model& model, int64_t layer, const BundleLayout& layout,
+                                       bool all, const std::vector<int32_t>& neurons, base::ThreadPool& pool,
+                                       uint8_t* out);
 
 }  // namespace isotherm::neuron
 

@@ -8,9 +8,13 @@
 #include "common/model/model.h"
 #include "common/neuron/bundle.h"
 
-// The sparse FFN on the CPU: y[row] = sum over neurons j in the row's mask of act(gate_j . x) * (up_j . x) * down_j, for the
-// hot neurons of the host device and the cold neurons of the CPU worker alike.
+// The sparse FFN on the CPU: y[row] = sum over neurons j in the row's mask of act(gate_j . x) * (up_j . x) *
+// down_j, for the hot neurons of the host device and the cold neurons of the CPU worker alike.
 namespace isotherm::neuron {
+
+// Up to this many rows a request takes the sparse path, beyond it the tiled one. Where reading each bundle
+// once still costs more than the arithmetic of the rows that want it.
+inline constexpr int64_t kSparseRows = 16;
 
 // Bundles of `count` neurons; bundle k belongs to neuron neuron_ids[k], or k itself where neuron_ids is null.
 struct BundleView {
@@ -25,8 +29,8 @@ struct FfnRequest {
   const float* x = nullptr;         // [rows, hidden]
   const uint64_t* masks = nullptr;  // [rows, MaskWords(ffn)]
   int64_t ffn = 0;
-  // Compacted gate pre-activations: for each row in order, one F32 for each set bit of that row's mask in ascending order.
-  // The gate rows are then not read. Null: compute them.
+  // Compacted gate pre-activations: for each row in order, one F32 for each set bit of that row's mask in
+  // ascending order. The gate rows are then not read. Null: compute them.
   const float* gate_values = nullptr;
   // Compute up and down also where the gate is zero (dense models, the measure of a dense run).
   bool dense = false;
@@ -46,15 +50,18 @@ class FfnExecutor {
   FfnExecutor(base::ThreadPool* pool, int64_t hidden, int64_t ffn, int64_t max_rows);
   ~FfnExecutor();
 
-  // Overwrites y[rows, hidden]. Each row's result depends on that row alone: neurons are summed in fixed partitions of the
-  // view, ascending within each, the partitions in order. Up to kSparseRows rows each bundle in the union of the masks is read
-  // once and applied to the rows that want it; beyond, tiles of bundles go through a dense GEMM and the masks are applied to
-  // the activations.
+  // Overwrites y[rows, hidden]. A row's result is the sum over exactly the neurons whose bit is set in its
+  // own mask.
+  //   Up to kSparseRows rows each bundle in the union of the masks is read once and applied to the rows that
+  //   want it. Neurons are summed in fixed partitions of the view, ascending within each, the partitions in
+  //   order, so that a row's result is the same bit for bit whatever shares its request. Beyond, tiles of
+  //   bundles go through a dense GEMM and the masks are applied to the activations; a row's sums are then
+  //   ordered by the union of the masks, and equal between runs of the same request.
+  // Both depend on the pool's thread count through the partitions. Does not allocate.
   FfnStatistics Run(const BundleView& view, const FfnRequest& request, float* y);
 
  private:
   struct Workspace;
-  base::ThreadPool* pool_;
   std::unique_ptr<Workspace> workspace_;
 };
 

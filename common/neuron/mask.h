@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-// Activation masks: bit j % 64 of word j / 64 set means "compute neuron j". Rows lie one after another, MaskWords(neurons)
-// words each; bits past the last neuron are zero.
+// Activation masks: bit j % 64 of word j / 64 set means "compute neuron j". Rows lie one after another,
+// MaskWords(neurons) words each; bits past the last neuron are zero.
 namespace isotherm::neuron {
 
 inline constexpr int64_t MaskWords(int64_t neurons) { return (neurons + 63) / 64; }

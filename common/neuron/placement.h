@@ -20,7 +20,7 @@ struct Placement {
   int64_t HotCount(int64_t layer) const;
   int64_t HotCount() const;
   std::vector<int32_t> HotNeurons(int64_t layer) const;  // ascending
-  std::string Digest() const;  // 16 hexadecimal digits over epoch, ffn and masks
+  std::string Digest() const;                            // 16 hexadecimal digits over epoch, ffn and masks
 };
 
 Placement AllHot(int64_t layers, int64_t ffn);
@@ -35,7 +35,8 @@ struct TimeCurve {
 struct PlanInput {
   int64_t layers = 0;
   int64_t ffn = 0;
-  // counts[layer][neuron]: how often it fired; empty means a uniform profile.
+  // counts[layer][neuron]: how often it fired in `profile_tokens` tokens; empty means no profile: every
+  // neuron is taken to be computed for every token, and the lowest numbers become hot first.
   std::vector<std::vector<double>> counts;
   int64_t profile_tokens = 0;
   // Bytes of one hot neuron of each layer, and bytes free for hot neurons.
@@ -48,14 +49,17 @@ struct PlanInput {
 };
 
 struct Plan {
-  Placement placement;  // epoch 1
+  Placement placement;           // epoch 1
   std::vector<double> coverage;  // share of firings that are hot, by layer
   double ffn_seconds = 0;        // predicted for one token, all layers
   int64_t hot_bytes = 0;
 };
 
-// Minimises the sum over layers of max(hot time, cold time + exchange) within the budget: greedy by marginal gain with a heap.
-// Layers whose cold remainder is not worth an exchange become wholly hot when the budget allows. Deterministic.
+// Minimises the sum over layers of max(hot time, cold time + exchange) within the budget: greedy by seconds
+// saved for a byte, with a heap over the layers. A layer offers its most used cold neuron, or all that are
+// left, which saves its exchange; layers stop where another hot neuron would make them slower. Deterministic:
+// ties go to the lower layer and the lower neuron. InvalidArgument for counts, sizes or times that make no
+// sense.
 absl::StatusOr<Plan> PlanPlacement(const PlanInput& input);
 
 }  // namespace isotherm::neuron

@@ -1,0 +1,130 @@
+#ifndef ISOTHERM_COMMON_NEURON_FFN_INTERNAL_H_
+#define ISOTHERM_COMMON_NEURON_FFN_INTERNAL_H_
+
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "common/kernels/row_kernels.h"
+#include "common/neuron/ffn.h"
+#include "common/neuron/mask.h"
+
+// What the two paths of FfnExecutor share.
+namespace isotherm::neuron::internal {
+
+// NaN stays NaN, so that a broken input shows in the output instead of vanishing.
+inline float Activate(model::Activation activation, float threshold, float gate) {
+  switch (activation) {
+    case model::Activation::kRelu:
+      return gate <= 0 ? 0.0f : gate;
+    case model::Activation::kFatRelu:
+      return gate <= threshold ? 0.0f : gate;
+    case model::Activation::kSilu:
+      break;
+  }
+  return gate / (1.0f + std::exp(-gate));
+}
+
+// F32 on cache lines of its own.
+class AlignedFloats {
+ public:
+  explicit AlignedFloats(int64_t size)
+      : data_(static_cast<float*>(::operator new (size * sizeof(float), std::align_val_t{64}))) {}
+  float* data() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* data) const { ::operator delete (data, std::align_val_t{64}); }
+  };
+  std::unique_ptr<float, Free> data_;
+};
+
+// Where a neuron's value lies in the compacted gate array.
+class GateIndex {
+ public:
+  GateIndex(int64_t rows, int64_t words) : words_(words), before_(rows * words) {}
+
+  void Build(const uint64_t* masks, int64_t rows) {
+    masks_ = masks;
+    int64_t set = 0;
+    for (int64_t w = 0; w < rows * words_; ++w) {
+      before_[w] = set;
+      set += __builtin_popcountll(masks[w]);
+    }
+  }
+  // The neuron's bit is set in the row's mask.
+  int64_t At(int64_t row, int64_t neuron) const {
+    const int64_t word = row * words_ + neuron / 64;
+    return before_[word] + __builtin_popcountll(masks_[word] & ((uint64_t{1} << (neuron % 64)) - 1));
+  }
+
+ private:
+  int64_t words_;
+  const uint64_t* masks_ = nullptr;
+  std::vector<int64_t> before_;  // bits set before each word, over all rows
+};
+
+// A request as the paths see it: `rows` of its rows from `first_row` on.
+struct Job {
+  const BundleView* view = nullptr;
+  const FfnRequest* request = nullptr;
+  const GateIndex* gate_index = nullptr;  // built where the request has gate values
+  const uint64_t* union_mask = nullptr;   // of these rows
+  int64_t first_row = 0;
+  int64_t rows = 0;
+  int64_t hidden = 0;
+  int64_t words = 0;
+  kernels::RowKernels gate, up, down;
+
+  int64_t Neuron(int64_t k) const { return view->neuron_ids == nullptr ? k : view->neuron_ids[k]; }
+  const uint8_t* Bundle(int64_t k) const { return view->bundles + k * view->layout->bundle_bytes; }
+  const float* X(int64_t row) const { return request->x + (first_row + row) * hidden; }
+  const uint64_t* Mask(int64_t row) const { return request->masks + (first_row + row) * words; }
+  float GateValue(int64_t row, int64_t neuron) const {
+    return request->gate_values[gate_index->At(first_row + row, neuron)];
+  }
+  float Activate(float gate) const {
+    return internal::Activate(request->activation, request->activation_threshold, gate);
+  }
+};
+
+// Writes the positions in the view, of those in [begin, end), that some row wants; returns how many.
+int64_t CollectWanted(const Job& job, int64_t begin, int64_t end, int32_t* wanted);
+
+// Result of one partition of the neurons.
+struct Partial {
+  float* y = nullptr;          // [rows, hidden]; a row is valid where touched
+  uint8_t* touched = nullptr;  // [rows]
+  FfnStatistics statistics;
+};
+
+// Positions [begin, end) of the view. `wanted` has room for that many.
+void ComputeSparse(const Job& job, int64_t begin, int64_t end, int32_t* wanted, Partial* partial);
+
+// Scratch of one thread in the tiled path, for kTiledRows rows at most.
+class TileScratch {
+ public:
+  explicit TileScratch(int64_t hidden);
+  // Neurons unpacked at a time: about 1 MiB of F32, half a server core's L2.
+  int64_t neurons() const { return neurons_; }
+  float* weights() const { return weights_.data(); }  // [neurons, hidden]
+  float* gate() const { return gate_.data(); }        // [rows, neurons]
+  float* up() const { return up_.data(); }            // [rows, neurons]
+
+ private:
+  int64_t neurons_;
+  AlignedFloats weights_, gate_, up_;
+};
+
+// Rows that go through the tiled path together; bounds its workspace whatever the size of a request.
+// Unpacking a tile costs about as much as the products of ten rows, so repeating it every 512 rows is 2 % at
+// most.
+inline constexpr int64_t kTiledRows = 512;
+void ComputeTiled(const Job& job, const int32_t* wanted, int64_t count, const TileScratch& scratch,
+                  Partial* partial);
+
+}  // namespace isotherm::neuron::internal
+
+#endif  // ISOTHERM_COMMON_NEURON_FFN_INTERNAL_H_
