@@ -32,15 +32,17 @@ std::optional<int64_t> ReadInteger(const std::string& path) {
 int64_t ReadKey(const std::string& path, absl::string_view key) {
   const std::string content = ReadOr(path, "");
   for (const absl::string_view line : absl::StrSplit(content, '\n')) {
-    const std::pair<absl::string_view, absl::string_view> words = absl::StrSplit(line, absl::MaxSplits(' ', 1));
+    const std::pair<absl::string_view, absl::string_view> words =
+        absl::StrSplit(line, absl::MaxSplits(' ', 1));
     int64_t value = 0;
     if (words.first == key && absl::SimpleAtoi(words.second, &value)) return value;
   }
   return 0;
 }
 
-// Calls visit(directory, version) for every group of the process that has the controller, from the leaf to the root. Inside a
-// container the path that /proc shows may not exist below the mount; such directories simply hold no files.
+// Calls visit(directory, version) for every group of the process that has the controller, from the leaf to
+// the root. Inside a container the path that /proc shows may not exist below the mount; such directories
+// simply hold no files.
 void VisitCgroups(const std::string& root, absl::string_view controller,
                   const std::function<void(const std::string&, int version)>& visit) {
   const std::string memberships = ReadOr(absl::StrCat(root, "/proc/self/cgroup"), "");
@@ -49,7 +51,8 @@ void VisitCgroups(const std::string& root, absl::string_view controller,
     if (fields.size() != 3) continue;
     const bool unified = fields[0] == "0" && fields[1].empty();
     const std::vector<std::string> controllers = absl::StrSplit(fields[1], ',');
-    if (!unified && std::find(controllers.begin(), controllers.end(), controller) == controllers.end()) continue;
+    if (!unified && std::find(controllers.begin(), controllers.end(), controller) == controllers.end())
+      continue;
 
     const std::string mount =
         unified ? absl::StrCat(root, "/sys/fs/cgroup") : absl::StrCat(root, "/sys/fs/cgroup/", fields[1]);
@@ -86,10 +89,12 @@ std::optional<double> CgroupCpuQuota(const std::string& root) {
     std::optional<int64_t> quota, period;
     if (version == 2) {
       // "200000 100000", or "max 100000" without a quota.
-      const std::vector<std::string> words =
-          absl::StrSplit(ReadOr(absl::StrCat(directory, "/cpu.max"), ""), absl::ByAnyChar(" \n"), absl::SkipEmpty());
+      const std::vector<std::string> words = absl::StrSplit(ReadOr(absl::StrCat(directory, "/cpu.max"), ""),
+                                                            absl::ByAnyChar(" \n"), absl::SkipEmpty());
       int64_t values[2];
-      if (words.size() != 2 || !absl::SimpleAtoi(words[0], &values[0]) || !absl::SimpleAtoi(words[1], &values[1])) return;
+      if (words.size() != 2 || !absl::SimpleAtoi(words[0], &values[0]) ||
+          !absl::SimpleAtoi(words[1], &values[1]))
+        return;
       quota = values[0];
       period = values[1];
     } else {

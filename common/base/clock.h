@@ -16,8 +16,8 @@ class Clock {
   virtual void SleepUntil(absl::Time time) = 0;
   void SleepFor(absl::Duration duration) { SleepUntil(Now() + duration); }
 
-  // The wall clock as read when the process first asked, advanced by the monotonic clock: setting the machine's time
-  // neither shortens nor stretches a time-out. Lives as long as the process.
+  // The wall clock as read when the process first asked, advanced by the monotonic clock: setting the
+  // machine's time neither shortens nor stretches a time-out. Lives as long as the process.
   static Clock& Real();
 };
 

@@ -58,7 +58,8 @@ std::string Suggestion(const std::string& typed) {
   return nearest.empty() ? "" : absl::StrCat("; did you mean --", Dashed(nearest), "?");
 }
 
-// Appends the words of `text` in lines that begin with `indent` and end before kHelpColumns; its line breaks are kept.
+// Appends the words of `text` in lines that begin with `indent` and end before kHelpColumns; its line breaks
+// are kept.
 void AppendWrapped(absl::string_view text, absl::string_view indent, std::string& out) {
   for (const absl::string_view paragraph : absl::StrSplit(text, '\n')) {
     std::string line(indent);
@@ -76,7 +77,8 @@ void AppendWrapped(absl::string_view text, absl::string_view indent, std::string
 void AppendFlag(const absl::CommandLineFlag& flag, std::string& out) {
   const std::string name = Dashed(flag.Name());
   if (flag.IsOfType<bool>()) {
-    absl::StrAppend(&out, "  --[no]", name, " (default: ", flag.DefaultValue() == "true" ? "on" : "off", ")\n");
+    absl::StrAppend(&out, "  --[no]", name, " (default: ", flag.DefaultValue() == "true" ? "on" : "off",
+                    ")\n");
   } else if (flag.DefaultValue().empty()) {
     absl::StrAppend(&out, "  --", name, " VALUE\n");
   } else {
@@ -103,7 +105,8 @@ struct Remaining {
   }
 };
 
-// Takes the flag `argument` ("--name", "-name", "--name=value"), with the following argument where that is its value.
+// Takes the flag `argument` ("--name", "-name", "--name=value"), with the following argument where that is
+// its value.
 absl::Status TakeFlag(const std::string& argument, Remaining& remaining) {
   const std::string body = argument.substr(absl::StartsWith(argument, "--") ? 2 : 1);
   const size_t equals = body.find('=');
@@ -111,7 +114,8 @@ absl::Status TakeFlag(const std::string& argument, Remaining& remaining) {
 
   absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
   if (flag == nullptr && equals == std::string::npos && absl::StartsWith(name, "no")) {
-    absl::CommandLineFlag* negated = absl::FindCommandLineFlag(name.substr(absl::StartsWith(name, "no_") ? 3 : 2));
+    absl::CommandLineFlag* negated =
+        absl::FindCommandLineFlag(name.substr(absl::StartsWith(name, "no_") ? 3 : 2));
     if (negated != nullptr && negated->IsOfType<bool>()) return SetFlag(*negated, "false");
   }
   if (flag == nullptr) {
@@ -126,7 +130,8 @@ absl::Status TakeFlag(const std::string& argument, Remaining& remaining) {
 
 }  // namespace
 
-absl::StatusOr<ParsedCommandLine> ParseCommandLine(const Program& program, int argc, const char* const* argv) {
+absl::StatusOr<ParsedCommandLine> ParseCommandLine(const Program& program, int argc,
+                                                   const char* const* argv) {
   ParsedCommandLine parsed;
   Remaining remaining{argc, argv};
   while (const std::optional<std::string> argument = remaining.Take()) {
@@ -156,7 +161,8 @@ absl::StatusOr<ParsedCommandLine> ParseCommandLine(const Program& program, int a
 std::string HelpText(const Program& program) {
   std::string out = absl::StrCat(program.name, " ", Version(), "\n\n");
   AppendWrapped(program.summary, "", out);
-  absl::StrAppend(&out, "\nUsage: ", program.name, " [flags]", program.arguments.empty() ? "" : " ", program.arguments, "\n");
+  absl::StrAppend(&out, "\nUsage: ", program.name, " [flags]", program.arguments.empty() ? "" : " ",
+                  program.arguments, "\n");
   if (!program.examples.empty()) {
     absl::StrAppend(&out, "\nExamples:\n");
     for (const absl::string_view line : absl::StrSplit(program.examples, '\n')) {

@@ -7,8 +7,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-// Command lines over Abseil flags, with help that teaches and errors that help. Flags are declared with ABSL_FLAG and read with
-// absl::GetFlag; on the command line a dash and an underscore in a name are the same, and help shows dashes.
+// Command lines over Abseil flags, with help that teaches and errors that help. Flags are declared with
+// ABSL_FLAG and read with absl::GetFlag; on the command line a dash and an underscore in a name are the same,
+// and help shows dashes.
 namespace isotherm::base {
 
 struct FlagGroup {
@@ -32,8 +33,9 @@ struct ParsedCommandLine {
   std::string answer;
 };
 
-// Sets the flags. Accepts --name=value, --name value, --switch and --noswitch, also with one dash. An unknown flag, a value that does not
-// parse or, where program.arguments is empty, a stray argument is a UsageError that suggests the nearest flag.
+// Sets the flags. Accepts --name=value, --name value, --switch and --noswitch, also with one dash. An unknown
+// flag, a value that does not parse or, where program.arguments is empty, a stray argument is a UsageError
+// that suggests the nearest flag.
 absl::StatusOr<ParsedCommandLine> ParseCommandLine(const Program& program, int argc, const char* const* argv);
 
 std::string HelpText(const Program& program);
@@ -41,8 +43,8 @@ std::string HelpText(const Program& program);
 // The version of this build: "0.1.0".
 std::string Version();
 
-// InvalidArgument that is the fault of who typed the command line: exit code 2 instead of 1. Binaries return it too for flag
-// values that parse but make no sense.
+// InvalidArgument that is the fault of who typed the command line: exit code 2 instead of 1. Binaries return
+// it too for flag values that parse but make no sense.
 absl::Status UsageError(const std::string& message);
 bool IsUsageError(const absl::Status& status);
 

@@ -31,7 +31,8 @@ namespace {
 std::vector<int> AllowedCpus() {
   // The kernel refuses masks smaller than its own; 64 Ki CPUs is eight times the most it can be built for.
   constexpr int kMostCpus = 1 << 16;
-  const std::unique_ptr<cpu_set_t, void (*)(cpu_set_t*)> set(CPU_ALLOC(kMostCpus), [](cpu_set_t* p) { CPU_FREE(p); });
+  const std::unique_ptr<cpu_set_t, void (*)(cpu_set_t*)> set(CPU_ALLOC(kMostCpus),
+                                                             [](cpu_set_t* p) { CPU_FREE(p); });
   const size_t bytes = CPU_ALLOC_SIZE(kMostCpus);
   std::vector<int> cpus;
   if (!set || sched_getaffinity(0, bytes, set.get()) != 0) return cpus;
@@ -66,7 +67,8 @@ int PhysicalCores(const std::string& root) {
     // Where the topology is hidden every CPU counts as a core.
     cores.emplace(package.ok() ? *package : "", core.ok() ? *core : absl::StrCat("cpu", cpu));
   }
-  int count = cpus.empty() ? static_cast<int>(std::thread::hardware_concurrency()) : static_cast<int>(cores.size());
+  int count =
+      cpus.empty() ? static_cast<int>(std::thread::hardware_concurrency()) : static_cast<int>(cores.size());
   if (const std::optional<double> quota = CgroupCpuQuota(root)) {
     count = static_cast<int>(std::min<double>(count, std::ceil(*quota)));
   }

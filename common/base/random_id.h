@@ -5,7 +5,8 @@
 
 namespace isotherm::base {
 
-// 128 bits from the kernel's generator as 32 lower-case hexadecimal digits: nobody can guess one, no two are alike.
+// 128 bits from the kernel's generator as 32 lower-case hexadecimal digits: nobody can guess one, no two are
+// alike.
 std::string RandomId();
 
 }  // namespace isotherm::base

@@ -1,8 +1,8 @@
 #include "common/base/checked.h"
 
-#include <limits>
-
 #include <gtest/gtest.h>
+
+#include <limits>
 
 namespace isotherm::base {
 namespace {

@@ -1,9 +1,9 @@
 #include "common/base/clock.h"
 
+#include <gtest/gtest.h>
+
 #include <atomic>
 #include <thread>
-
-#include <gtest/gtest.h>
 
 #include "absl/time/clock.h"
 

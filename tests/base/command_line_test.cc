@@ -1,11 +1,11 @@
 #include "common/base/command_line.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
 #include "absl/flags/declare.h"
 #include "absl/flags/flag.h"
@@ -26,7 +26,8 @@ const Program kServer = {.name = "server",
                          .arguments = "",
                          .examples = "# one\nserver --test-model m.gguf",
                          .groups = {{"Model", {"test_model", "test_warm_up"}}}};
-const Program kTool = {.name = "tool", .summary = "Reads.", .arguments = "FILE...", .examples = "", .groups = {}};
+const Program kTool = {
+    .name = "tool", .summary = "Reads.", .arguments = "FILE...", .examples = "", .groups = {}};
 
 absl::StatusOr<ParsedCommandLine> Parse(const Program& program, std::vector<const char*> arguments) {
   arguments.insert(arguments.begin(), program.name.c_str());
@@ -68,7 +69,8 @@ TEST_F(CommandLineTest, BadValuesNameTheFlagAndTheValue) {
 }
 
 TEST_F(CommandLineTest, ArgumentsAreKeptInOrderWhereTheProgramTakesThem) {
-  const absl::StatusOr<ParsedCommandLine> parsed = Parse(kTool, {"a", "--test-threads", "2", "-", "--", "--test-model"});
+  const absl::StatusOr<ParsedCommandLine> parsed =
+      Parse(kTool, {"a", "--test-threads", "2", "-", "--", "--test-model"});
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_THAT(parsed->arguments, ElementsAre("a", "-", "--test-model"));
   EXPECT_EQ(parsed->answer, "");
@@ -93,7 +95,8 @@ TEST_F(CommandLineTest, HelpFoldsLongTextAndShowsDefaultsEvenAfterFlagsWereSet) 
 }
 
 TEST_F(CommandLineTest, VersionIsOneLine) {
-  EXPECT_THAT(Parse(kServer, {"--version"}).value().answer, testing::MatchesRegex("server [0-9]+\\.[0-9]+\\.[0-9]+\n"));
+  EXPECT_THAT(Parse(kServer, {"--version"}).value().answer,
+              testing::MatchesRegex("server [0-9]+\\.[0-9]+\\.[0-9]+\n"));
 }
 
 TEST_F(CommandLineTest, OnlyUsageErrorsAreUsageErrors) {

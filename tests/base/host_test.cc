@@ -1,14 +1,13 @@
 #include "common/base/host.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/sysinfo.h>
 
 #include <filesystem>
 #include <fstream>
 #include <thread>
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 
 #include "common/base/random_id.h"
 
@@ -18,7 +17,9 @@ namespace {
 // A made-up machine's /proc and /sys in a temporary folder.
 class FakeHostTest : public testing::Test {
  protected:
-  FakeHostTest() { Write("/proc/meminfo", "MemTotal:       64000 kB\nMemFree:  1 kB\nMemAvailable:   32000 kB\n"); }
+  FakeHostTest() {
+    Write("/proc/meminfo", "MemTotal:       64000 kB\nMemFree:  1 kB\nMemAvailable:   32000 kB\n");
+  }
   ~FakeHostTest() override { std::filesystem::remove_all(root_); }
   void Write(const std::string& path, const std::string& content) {
     const std::filesystem::path full = root_ + path;

@@ -1,9 +1,9 @@
 #include "common/base/random_id.h"
 
-#include <set>
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <set>
 
 namespace isotherm::base {
 namespace {

@@ -1,10 +1,9 @@
 #include "common/base/unique_fd.h"
 
 #include <fcntl.h>
+#include <gtest/gtest.h>
 
 #include <utility>
-
-#include <gtest/gtest.h>
 
 namespace isotherm::base {
 namespace {
