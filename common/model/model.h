@@ -17,8 +17,8 @@ std::string ActivationName(Activation activation);  // "silu", "relu", "fatrelu"
 
 enum class RopeScaling { kNone, kLinear };
 
-// What the graph needs to know. Sizes are in elements; all are checked to be positive, to divide where they must and
-// to agree with the tensors' shapes.
+// What the graph needs to know. Sizes are in elements; all are checked to be positive, to divide where they
+// must and to agree with the tensors' shapes.
 struct Hyperparameters {
   std::string architecture;  // "llama"
   std::string name;
@@ -73,8 +73,8 @@ struct Layer {
 // The tensors and hyperparameters of one model file, found by name and checked for type and shape. Immutable.
 class Model {
  public:
-  // InvalidArgument names the key or tensor at fault; Unimplemented an unknown architecture or weight type, with what
-  // would work.
+  // InvalidArgument names the key or tensor at fault; Unimplemented an unknown architecture or weight type,
+  // with what would work.
   static absl::StatusOr<std::unique_ptr<Model>> Open(const std::string& path);
   static absl::StatusOr<std::unique_ptr<Model>> FromFile(std::unique_ptr<gguf::File> file);
 
@@ -84,7 +84,10 @@ class Model {
   const TensorRef& token_embedding() const { return token_embedding_; }  // [vocabulary, hidden]
   const TensorRef& output_norm() const { return output_norm_; }
   const TensorRef& output() const { return output_; }  // the embedding where the head is tied
+  // The file's StructureDigest().
   const std::string& digest() const { return digest_; }
+  // Tokens over which activation_counts were collected; 0 if the file does not say.
+  int64_t profile_tokens() const { return profile_tokens_; }
   // File name without directory and ".gguf".
   std::string DisplayName() const;
 
@@ -95,6 +98,7 @@ class Model {
   std::vector<Layer> layers_;
   TensorRef token_embedding_, output_norm_, output_;
   std::string digest_;
+  int64_t profile_tokens_ = 0;
 };
 
 }  // namespace isotherm::model

@@ -1,0 +1,93 @@
+#include "common/model/model.h"
+
+#include <filesystem>
+#include <limits>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "common/base/status_macros.h"
+#include "common/model/architecture.h"
+#include "common/model/metadata_reader.h"
+#include "common/model/tensor_finder.h"
+
+namespace isotherm::model {
+namespace {
+
+constexpr char kArchitectureKey[] = "general.architecture";
+
+absl::StatusOr<const Architecture*> FindArchitecture(const gguf::File& file) {
+  const MetadataReader metadata(file, /*architecture=*/"");
+  ISOTHERM_ASSIGN_OR_RETURN(const std::string name, metadata.String(kArchitectureKey));
+  for (const Architecture& architecture : Architectures()) {
+    if (name == architecture.name) return &architecture;
+  }
+  const auto append_name = [](std::string* out, const Architecture& architecture) {
+    out->append(architecture.name);
+  };
+  return absl::UnimplementedError(metadata.Message(
+      kArchitectureKey, absl::StrCat("is ", file.DescribeValue(kArchitectureKey),
+                                     "; supported: ", absl::StrJoin(Architectures(), ", ", append_name))));
+}
+
+absl::Status CheckNotSplit(const MetadataReader& metadata) {
+  constexpr char kSplitKey[] = "split.count";
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t parts, metadata.IntegerOr(kSplitKey, 0, 65535, 1));
+  if (parts <= 1) return absl::OkStatus();
+  return absl::UnimplementedError(
+      metadata.Message(kSplitKey, absl::StrCat("says that the model is split into ", parts,
+                                               " files; merge them with llama-gguf-split --merge")));
+}
+
+}  // namespace
+
+std::string ActivationName(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return "silu";
+    case Activation::kRelu:
+      return "relu";
+    case Activation::kFatRelu:
+      return "fatrelu";
+  }
+  return "unknown";
+}
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Open(const std::string& path) {
+  ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<gguf::File> file, gguf::File::Open(path));
+  return FromFile(std::move(file));
+}
+
+absl::StatusOr<std::unique_ptr<Model>> Model::FromFile(std::unique_ptr<gguf::File> file) {
+  ISOTHERM_ASSIGN_OR_RETURN(const Architecture* architecture, FindArchitecture(*file));
+  const MetadataReader metadata(*file, architecture->name);
+  TensorFinder tensors(*file);
+  ModelParts parts;
+  parts.hyperparameters.architecture = architecture->name;
+  ISOTHERM_RETURN_IF_ERROR(CheckNotSplit(metadata));
+  ISOTHERM_ASSIGN_OR_RETURN(parts.hyperparameters.name, metadata.StringOr("general.name", ""));
+  ISOTHERM_RETURN_IF_ERROR(architecture->load(metadata, tensors, parts));
+  ISOTHERM_RETURN_IF_ERROR(tensors.CheckAllUsed());
+
+  auto model = std::unique_ptr<Model>(new Model());
+  ISOTHERM_ASSIGN_OR_RETURN(
+      model->profile_tokens_,
+      metadata.IntegerOr("isotherm.profile.tokens", 0, std::numeric_limits<int64_t>::max(), 0));
+  model->hyperparameters_ = std::move(parts.hyperparameters);
+  model->layers_ = std::move(parts.layers);
+  model->token_embedding_ = parts.token_embedding;
+  model->output_norm_ = parts.output_norm;
+  model->output_ = parts.output;
+  model->digest_ = file->StructureDigest();
+  model->file_ = std::move(file);
+  return model;
+}
+
+std::string Model::DisplayName() const {
+  const std::string name = std::filesystem::path(file_->path()).filename();
+  return std::string(absl::StripSuffix(name, ".gguf"));
+}
+
+}  // namespace isotherm::model

@@ -1,0 +1,137 @@
+#include "common/model/sparse_ffn.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::model {
+namespace {
+
+constexpr double kMostMagnitude = std::numeric_limits<float>::max();  // finite
+
+absl::StatusOr<Activation> ParseActivation(const MetadataReader& metadata, const char* key) {
+  ISOTHERM_ASSIGN_OR_RETURN(const std::string name, metadata.String(key));
+  for (const Activation activation : {Activation::kSilu, Activation::kRelu, Activation::kFatRelu}) {
+    if (name == ActivationName(activation)) return activation;
+  }
+  return absl::UnimplementedError(
+      metadata.Message(key, absl::StrCat("is '", name, "'; supported: silu, relu, fatrelu")));
+}
+
+// Whether the value of `key` is `yes`, where it must be that or `no`.
+absl::StatusOr<bool> ParseChoice(const MetadataReader& metadata, const char* key, absl::string_view yes,
+                                 absl::string_view no) {
+  ISOTHERM_ASSIGN_OR_RETURN(const std::string value, metadata.String(key));
+  if (value == yes) return true;
+  if (value == no) return false;
+  return absl::InvalidArgumentError(
+      metadata.Message(key, absl::StrCat("is '", value, "' where '", yes, "' or '", no, "' is expected")));
+}
+
+// a [rank, hidden] and b [ffn, rank]; the rank is what `a` says, and more than hidden + ffn would be absurd.
+absl::Status LoadFactors(const std::string& a, const std::string& b, const Hyperparameters& hyperparameters,
+                         TensorFinder& tensors, LowRankPredictor& predictor) {
+  const int64_t most_rank = hyperparameters.hidden + hyperparameters.ffn;
+  ISOTHERM_ASSIGN_OR_RETURN(predictor.a, tensors.MatrixOfColumns(a, most_rank, hyperparameters.hidden));
+  ISOTHERM_ASSIGN_OR_RETURN(predictor.b, tensors.Matrix(b, hyperparameters.ffn, predictor.a.rows));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LowRankPredictor> LoadPowerInferPredictor(const MetadataReader& metadata,
+                                                         const Hyperparameters& hyperparameters,
+                                                         const std::string& prefix, TensorFinder& tensors) {
+  LowRankPredictor predictor{.relu_between = true, .reads_residual = true};
+  ISOTHERM_ASSIGN_OR_RETURN(predictor.threshold, metadata.FloatOr("powerinfer.sparse_threshold",
+                                                                  -kMostMagnitude, kMostMagnitude, 0));
+  ISOTHERM_RETURN_IF_ERROR(
+      LoadFactors(prefix + "fc1.weight", prefix + "fc2.weight", hyperparameters, tensors, predictor));
+  return predictor;
+}
+
+absl::StatusOr<LowRankPredictor> LoadOwnPredictor(const MetadataReader& metadata,
+                                                  const Hyperparameters& hyperparameters,
+                                                  const std::string& prefix, TensorFinder& tensors) {
+  LowRankPredictor predictor;
+  ISOTHERM_ASSIGN_OR_RETURN(predictor.relu_between,
+                            ParseChoice(metadata, "isotherm.predictor.form", "relu", "linear"));
+  ISOTHERM_ASSIGN_OR_RETURN(predictor.reads_residual,
+                            ParseChoice(metadata, "isotherm.predictor.input", "residual", "ffn_input"));
+  ISOTHERM_ASSIGN_OR_RETURN(predictor.threshold, metadata.FloatOr("isotherm.predictor.threshold",
+                                                                  -kMostMagnitude, kMostMagnitude, 0));
+  ISOTHERM_RETURN_IF_ERROR(
+      LoadFactors(prefix + "pred_a.weight", prefix + "pred_b.weight", hyperparameters, tensors, predictor));
+  const std::string bias = prefix + "pred_b.bias";
+  if (tensors.Has(bias)) {
+    ISOTHERM_ASSIGN_OR_RETURN(predictor.bias, tensors.F32Vector(bias, hyperparameters.ffn));
+  }
+  return predictor;
+}
+
+// The planner compares and divides them.
+absl::Status CheckCounts(const gguf::File& file, const TensorFinder& tensors, const TensorRef& counts) {
+  const auto bytes = file.Data(*counts.info);
+  for (int64_t j = 0; j < counts.columns; ++j) {
+    float count;
+    std::memcpy(&count, bytes.data() + j * sizeof(count), sizeof(count));
+    if (!(count >= 0 && std::isfinite(count))) {
+      return absl::InvalidArgumentError(tensors.Message(
+          counts.info->name,
+          absl::StrCat("counts ", count, " firings of neuron ", j, "; expected a number from 0")));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status LoadActivation(const MetadataReader& metadata, Hyperparameters& hyperparameters) {
+  constexpr char kActivationKey[] = "isotherm.ffn.activation";
+  constexpr char kThresholdKey[] = "isotherm.ffn.activation_threshold";
+  if (metadata.Has(kActivationKey)) {
+    ISOTHERM_ASSIGN_OR_RETURN(hyperparameters.activation, ParseActivation(metadata, kActivationKey));
+  } else if (metadata.file().is_powerinfer()) {
+    hyperparameters.activation = Activation::kRelu;
+  }
+  if (hyperparameters.activation == Activation::kFatRelu) {
+    ISOTHERM_ASSIGN_OR_RETURN(hyperparameters.activation_threshold,
+                              metadata.Float(kThresholdKey, 0, kMostMagnitude));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LoadDown(const Hyperparameters& hyperparameters, const std::string& prefix,
+                      TensorFinder& tensors, Layer& layer) {
+  const std::string transposed = prefix + "ffn_down_t.weight";
+  layer.down_transposed = tensors.Has(transposed);
+  if (layer.down_transposed) {
+    ISOTHERM_ASSIGN_OR_RETURN(layer.down,
+                              tensors.Matrix(transposed, hyperparameters.ffn, hyperparameters.hidden));
+  } else {
+    ISOTHERM_ASSIGN_OR_RETURN(
+        layer.down, tensors.Matrix(prefix + "ffn_down.weight", hyperparameters.hidden, hyperparameters.ffn));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LoadPredictorAndCounts(const MetadataReader& metadata, const Hyperparameters& hyperparameters,
+                                    const std::string& prefix, TensorFinder& tensors, Layer& layer) {
+  if (tensors.Has(prefix + "pred_a.weight")) {
+    ISOTHERM_ASSIGN_OR_RETURN(layer.predictor, LoadOwnPredictor(metadata, hyperparameters, prefix, tensors));
+  } else if (tensors.Has(prefix + "fc1.weight")) {
+    ISOTHERM_ASSIGN_OR_RETURN(layer.predictor,
+                              LoadPowerInferPredictor(metadata, hyperparameters, prefix, tensors));
+  }
+  const std::string counts = prefix + "ffn_act_counts";
+  if (tensors.Has(counts)) {
+    ISOTHERM_ASSIGN_OR_RETURN(layer.activation_counts, tensors.F32Vector(counts, hyperparameters.ffn));
+    ISOTHERM_RETURN_IF_ERROR(CheckCounts(metadata.file(), tensors, layer.activation_counts));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace isotherm::model

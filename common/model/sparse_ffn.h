@@ -1,0 +1,28 @@
+#ifndef ISOTHERM_COMMON_MODEL_SPARSE_FFN_H_
+#define ISOTHERM_COMMON_MODEL_SPARSE_FFN_H_
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "common/model/architecture.h"
+
+// What every architecture with a sparse FFN has in common beyond its weights: activation, predictors and
+// firing counts.
+namespace isotherm::model {
+
+// Sets activation and activation_threshold from isotherm.ffn.activation. Without the key a PowerInfer file is
+// ReLU and any other has the architecture's own activation, which parts.hyperparameters holds already.
+absl::Status LoadActivation(const MetadataReader& metadata, Hyperparameters& hyperparameters);
+
+// Sets down and down_transposed from PREFIXffn_down.weight or PREFIXffn_down_t.weight.
+absl::Status LoadDown(const Hyperparameters& hyperparameters, const std::string& prefix,
+                      TensorFinder& tensors, Layer& layer);
+
+// Sets predictor and activation_counts where the file has them: PREFIXpred_a and pred_b, PowerInfer's fc1 and
+// fc2, and PREFIXffn_act_counts.
+absl::Status LoadPredictorAndCounts(const MetadataReader& metadata, const Hyperparameters& hyperparameters,
+                                    const std::string& prefix, TensorFinder& tensors, Layer& layer);
+
+}  // namespace isotherm::model
+
+#endif  // ISOTHERM_COMMON_MODEL_SPARSE_FFN_H_
