@@ -1,0 +1,171 @@
+#ifndef ISOTHERM_GPU_WORKER_DEVICE_DEVICE_H_
+#define ISOTHERM_GPU_WORKER_DEVICE_DEVICE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/exchange/channel.h"
+#include "common/kernels/ops.h"
+#include "common/model/model.h"
+#include "common/neuron/bundle.h"
+
+// The seam between the layer graph and what computes it. The graph speaks of device pointers and operators only; `host` runs
+// them at once on CPU threads, `cuda` enqueues them on a stream that a graph can capture. So no operator returns a value, waits
+// or decides anything on the host: what changes from step to step is uploaded by BeginPass, failures latch until EndPass.
+namespace isotherm::gpu_worker {
+
+enum class MemoryPurpose { kAttention, kHead, kKvCache, kPredictor, kWorkspace, kHotNeurons };
+inline constexpr int kMemoryPurposes = 6;
+const char* MemoryPurposeName(MemoryPurpose purpose);
+
+// Device memory, 64-byte aligned, freed with its owner.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(uint8_t* data, int64_t bytes, std::shared_ptr<void> owner)
+      : data_(data), bytes_(bytes), owner_(std::move(owner)) {}
+  uint8_t* data() const { return data_; }
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  int64_t bytes_ = 0;
+  std::shared_ptr<void> owner_;
+};
+
+// What differs between two passes of the same shape. Row r is one token of one sequence.
+struct PassInput {
+  uint64_t step = 0;
+  std::vector<uint32_t> tokens;
+  std::vector<int32_t> positions;
+  // Per row: where its sequence's block table starts in `block_tables`.
+  std::vector<int32_t> table_offsets;
+  std::vector<uint32_t> block_tables;
+  // Rows whose logits are wanted.
+  std::vector<int32_t> output_rows;
+  int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
+};
+
+// Rotary embedding of one model: Hyperparameters::rope_dims / 2 inverse frequencies, on the device.
+struct RopeTable {
+  const float* inverse_frequency = nullptr;
+  int64_t dims = 0;
+};
+
+// The hot neurons of one layer.
+struct HotLayer {
+  const uint8_t* bundles = nullptr;
+  neuron::BundleLayout layout;
+  const int32_t* neuron_ids = nullptr;  // ascending, [count]
+  int64_t count = 0;
+  const uint64_t* hot_mask = nullptr;  // [MaskWords(ffn)]
+};
+
+// One layer's FFN work for the rows of the pass.
+struct FfnCall {
+  int64_t layer = 0;
+  int64_t rows = 0;
+  const float* x = nullptr;         // [rows, hidden], the FFN input
+  const uint64_t* masks = nullptr;  // [rows, MaskWords(ffn)], hot and cold
+  const float* gate = nullptr;      // [rows, ffn] gate pre-activations where the predictor computed them, else null
+  bool dense = false;               // neuron::FfnRequest::dense
+};
+
+struct FfnParameters {
+  int64_t hidden = 0;
+  int64_t ffn = 0;
+  model::Activation activation = model::Activation::kRelu;
+  float activation_threshold = 0;
+};
+
+// Sums over the passes since the last TakeStatistics.
+struct LayerStatistics {
+  int64_t hot_computed = 0, cold_computed = 0, active = 0;
+};
+struct PassStatistics {
+  std::vector<LayerStatistics> layers;
+  std::vector<absl::Duration> exchange_latencies;
+  absl::Duration cpu_worker_wait;
+};
+
+// Thread-compatible: one thread drives a device.
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;
+
+  // ResourceExhausted with the numbers when there is not that much.
+  virtual absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryPurpose purpose) = 0;
+  // Has `fill` write `bytes` bytes that become the buffer's contents from `offset` on.
+  virtual absl::Status Write(const Buffer& buffer, int64_t offset, int64_t bytes,
+                             absl::FunctionRef<void(uint8_t*)> fill) = 0;
+  // Threads for preparing weights while loading.
+  virtual base::ThreadPool& loader_pool() = 0;
+  // Measured bytes a second when reading weights.
+  virtual double MeasureReadBandwidth() = 0;
+
+  // Sizes of the FFN workspace; once, before the first pass.
+  virtual void Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) = 0;
+  // The CPU worker's channel for the passes to come; null when every neuron is hot.
+  virtual void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) = 0;
+
+  virtual void BeginPass(const PassInput& input) = 0;
+  // Waits for everything enqueued. The first failure of the pass, if any; its results are then void.
+  virtual absl::Status EndPass() = 0;
+  // Copies to host memory; valid after EndPass returned.
+  virtual absl::Status Read(const float* source, int64_t count, float* out) = 0;
+
+  // x[r] = row tokens[r] of the matrix.
+  virtual void Embed(const kernels::WeightMatrix& embedding, float* x) = 0;
+  virtual void RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n, float* out) = 0;
+  // y[r, :] = weight . x[r, :].
+  virtual void MatMul(const kernels::WeightMatrix& weight, const float* x, int64_t rows, float* y) = 0;
+  // Rotates q [rows, heads, head_dim] and k [rows, kv_heads, head_dim] and stores k and v at the rows' positions.
+  virtual void RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q, float* k,
+                              const float* v) = 0;
+  // Causal attention of every row over its sequence's cache; out [rows, heads * head_dim].
+  virtual void Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale, float* out) = 0;
+  virtual void Add(const float* x, int64_t count, float* y) = 0;
+  // x[i] = max(x[i], 0).
+  virtual void Relu(float* x, int64_t count) = 0;
+  // out[i, :] = x[output_rows[i], :].
+  virtual void GatherOutputRows(const float* x, int64_t n, float* out) = 0;
+  // out[i] = log softmax(logits[i, :])[targets[i]], targets in host memory, copied before the call returns.
+  virtual void LogProbabilities(const float* logits, int64_t vocabulary, absl::Span<const uint32_t> targets,
+                                float* out) = 0;
+
+  // Predictors end in masks [rows, MaskWords(ffn)].
+  virtual void MaskAll(int64_t rows, uint64_t* masks) = 0;
+  // Bit j: scores[r, j] + bias[j] >= threshold (`strict`: > threshold). bias may be null.
+  virtual void MaskFromScores(const float* scores, const float* bias, float threshold, bool strict, int64_t rows,
+                              uint64_t* masks) = 0;
+  // scores [rows, ffn] from sketched gate rows (common/kernels/sketch.h).
+  virtual void SketchScores(const uint8_t* sketch, const float* x, int64_t rows, float* scores) = 0;
+  // Masks from a process of its own: `fill` runs on the host, outside any graph, and reports failure.
+  virtual void MaskFromHost(const float* input, int64_t rows, uint64_t* masks,
+                            absl::FunctionRef<absl::Status(const float*, uint64_t*)> fill) = 0;
+
+  // Ships the rows and their cold mask bits to the CPU worker. Nothing happens for a layer that is wholly hot.
+  virtual void SendCold(const FfnCall& call, const HotLayer& hot) = 0;
+  // y = the hot neurons' part.
+  virtual void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) = 0;
+  // y += the CPU worker's part. Bounded: a lost worker latches Unavailable.
+  virtual void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) = 0;
+
+  virtual PassStatistics TakeStatistics() = 0;
+};
+
+}  // namespace isotherm::gpu_worker
+
+#endif  // ISOTHERM_GPU_WORKER_DEVICE_DEVICE_H_

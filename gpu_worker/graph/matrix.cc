@@ -1,0 +1,82 @@
+#include "gpu_worker/graph/matrix.h"
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::gpu_worker {
+namespace {
+
+// Rows handed to a loader thread at a time; small enough to balance, large enough that the ticket does not matter.
+constexpr int64_t kRowsPerTask = 64;
+// Matrices are written in pieces of this size so that a device with a staging buffer needs a bounded one.
+constexpr int64_t kPieceBytes = int64_t{64} << 20;
+
+}  // namespace
+
+absl::StatusOr<kernels::WeightType> ToWeightType(gguf::TensorType type) {
+  switch (type) {
+    case gguf::TensorType::kF32:
+      return kernels::WeightType::kF32;
+    case gguf::TensorType::kF16:
+      return kernels::WeightType::kF16;
+    case gguf::TensorType::kBF16:
+      return kernels::WeightType::kBF16;
+    case gguf::TensorType::kQ8_0:
+      return kernels::WeightType::kQ8_0;
+    case gguf::TensorType::kQ4_0:
+      return kernels::WeightType::kQ4_0;
+    case gguf::TensorType::kQ4_K:
+      return kernels::WeightType::kQ4_K;
+    case gguf::TensorType::kQ6_K:
+      return kernels::WeightType::kQ6_K;
+    default:
+      return absl::UnimplementedError(absl::StrCat("weights of type ", gguf::TensorTypeName(type)));
+  }
+}
+
+int64_t DeviceMatrixBytes(const model::TensorRef& tensor) {
+  auto type = ToWeightType(tensor.info->type);
+  return type.ok() ? tensor.rows * kernels::PackedRowBytes(*type, tensor.columns) : 0;
+}
+
+absl::StatusOr<DeviceMatrix> LoadMatrix(const model::Model& model, const model::TensorRef& tensor,
+                                        MemoryPurpose purpose, Device& device) {
+  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(tensor.info->type));
+  DeviceMatrix matrix;
+  const int64_t stride = kernels::PackedRowBytes(type, tensor.columns);
+  const int64_t file_row = kernels::FileRowBytes(type, tensor.columns);
+  ISOTHERM_ASSIGN_OR_RETURN(matrix.buffer, device.Allocate(tensor.rows * stride, purpose));
+  matrix.view = {matrix.buffer.data(), type, tensor.rows, tensor.columns, stride};
+
+  const uint8_t* source = model.file().Data(*tensor.info).data();
+  const int64_t rows_per_piece = std::max<int64_t>(1, kPieceBytes / stride);
+  for (int64_t first = 0; first < tensor.rows; first += rows_per_piece) {
+    const int64_t rows = std::min(rows_per_piece, tensor.rows - first);
+    auto pack = [&](uint8_t* out) {
+      device.loader_pool().ParallelFor(rows, kRowsPerTask, [&](int64_t begin, int64_t end, int) {
+        for (int64_t row = begin; row < end; ++row) {
+          kernels::PackRow(type, source + (first + row) * file_row, tensor.columns, out + row * stride);
+        }
+      });
+    };
+    ISOTHERM_RETURN_IF_ERROR(device.Write(matrix.buffer, first * stride, rows * stride, pack));
+  }
+  model.file().ReleasePages(*tensor.info);
+  return matrix;
+}
+
+absl::StatusOr<Buffer> LoadVector(const model::Model& model, const model::TensorRef& tensor, MemoryPurpose purpose,
+                                  Device& device) {
+  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(tensor.info->type));
+  const int64_t bytes = tensor.columns * static_cast<int64_t>(sizeof(float));
+  ISOTHERM_ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(bytes, purpose));
+  ISOTHERM_RETURN_IF_ERROR(device.Write(buffer, 0, bytes, [&](uint8_t* out) {
+    kernels::UnpackFileRow(type, model.file().Data(*tensor.info).data(), tensor.columns,
+                           reinterpret_cast<float*>(out));
+  }));
+  return buffer;
+}
+
+}  // namespace isotherm::gpu_worker

@@ -1,0 +1,58 @@
+#ifndef ISOTHERM_GPU_WORKER_GRAPH_MEMORY_PLAN_H_
+#define ISOTHERM_GPU_WORKER_GRAPH_MEMORY_PLAN_H_
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/kernels/ops.h"
+#include "common/model/model.h"
+#include "common/neuron/placement.h"
+#include "gpu_worker/device/device.h"
+#include "gpu_worker/predict/predictor.h"
+
+namespace isotherm::gpu_worker {
+
+// What the operator of the worker decides.
+struct RunnerOptions {
+  // Most tokens of a sequence.
+  int64_t context = 0;
+  kernels::KvType kv_type = kernels::KvType::kF16;
+  // Token rows the KV cache holds, all sequences together.
+  int64_t kv_tokens = 0;
+  int64_t kv_block_size = 16;
+  int64_t max_prefill_rows = 256;
+  int64_t max_decode_rows = 64;
+  PredictorKind predictor = PredictorKind::kAll;
+  float predictor_threshold_shift = 0;
+  // Bytes of device memory for everything; absent: all neurons hot.
+  std::optional<int64_t> budget_bytes;
+
+  int64_t max_rows() const { return std::max(max_prefill_rows, max_decode_rows); }
+  int64_t kv_blocks() const { return kv_tokens / kv_block_size; }
+};
+
+// Rows of logits kept at once while log-probabilities are computed.
+inline constexpr int64_t kScoreRows = 64;
+
+// Device memory in the order in which the budget pays for it; hot neurons get what is left.
+struct MemoryPlan {
+  std::array<int64_t, kMemoryPurposes> bytes = {};
+  neuron::Plan neurons;
+  int64_t total() const;
+  // For people: bytes by purpose, hot share and coverage.
+  std::string ToString(const model::Model& model) const;
+};
+
+int64_t KvBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
+int64_t WorkspaceBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
+
+// `read_bandwidth`: bytes a second of the device. ResourceExhausted, naming the least budget that would do, when not even the
+// dense parts fit.
+absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options, double read_bandwidth);
+
+}  // namespace isotherm::gpu_worker
+
+#endif  // ISOTHERM_GPU_WORKER_GRAPH_MEMORY_PLAN_H_

@@ -1,0 +1,197 @@
+#include "gpu_worker/graph/runner.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::gpu_worker {
+namespace {
+
+namespace v1 = worker::v1;
+
+bool IsDecode(const v1::SequenceSlice& slice) { return slice.tokens_size() == 1; }
+
+absl::Status Invalid(const std::string& where, const std::string& problem) {
+  return absl::InvalidArgumentError(absl::StrCat(where, ": ", problem));
+}
+
+absl::Duration Median(std::vector<absl::Duration> values) {
+  if (values.empty()) return absl::ZeroDuration();
+  auto middle = values.begin() + static_cast<int64_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+}  // namespace
+
+Runner::Runner(const model::Hyperparameters& hyperparameters, const RunnerOptions& options, Decoder* decoder,
+               Device* device)
+    : h_(hyperparameters),
+      options_(options),
+      decoder_(decoder),
+      device_(device),
+      layer_totals_(hyperparameters.layers) {}
+
+absl::StatusOr<v1::StepSuccess> Runner::Run(const v1::StepRequest& request) {
+  ISOTHERM_RETURN_IF_ERROR(Validate(request));
+  const absl::Time start = absl::Now();
+  exchange_latencies_.clear();
+  v1::StepSuccess success;
+  for (int i = 0; i < request.slices_size(); ++i) {
+    success.add_outputs()->set_sequence_id(request.slices(i).sequence_id());
+  }
+  const bool exact_before = decoder_->predictor().exact();
+  for (bool decode : {true, false}) {
+    if (absl::Status status = RunPass(request, decode, success); !status.ok()) {
+      device_->TakeStatistics();  // a failed step's counts are discarded
+      return status;
+    }
+  }
+  v1::StepStatistics& statistics = *success.mutable_statistics();
+  statistics.set_seconds(absl::ToDoubleSeconds(absl::Now() - start));
+  statistics.set_exact(exact_before && decoder_->predictor().exact());
+  statistics.set_predictor(decoder_->predictor().name());
+  statistics.set_exchange_latency_seconds(absl::ToDoubleSeconds(Median(exchange_latencies_)));
+  return success;
+}
+
+absl::Status Runner::Validate(const v1::StepRequest& request) const {
+  if (request.slices().empty()) return Invalid("slices", "empty step");
+  int64_t decode_rows = 0, prefill_rows = 0, logit_rows = 0;
+  for (int i = 0; i < request.slices_size(); ++i) {
+    const v1::SequenceSlice& slice = request.slices(i);
+    ISOTHERM_RETURN_IF_ERROR(ValidateSlice(slice, absl::StrCat("slices[", i, "]")));
+    (IsDecode(slice) ? decode_rows : prefill_rows) += slice.tokens_size();
+    if (slice.output() == v1::STEP_OUTPUT_LAST_LOGITS) ++logit_rows;
+  }
+  if (decode_rows > options_.max_decode_rows || logit_rows > options_.max_decode_rows) {
+    return Invalid("slices", absl::StrCat(decode_rows, " decode rows and ", logit_rows,
+                                          " rows of logits; at most ", options_.max_decode_rows, " of each"));
+  }
+  if (prefill_rows > options_.max_prefill_rows) {
+    return Invalid("slices", absl::StrCat(prefill_rows, " prefill rows; at most ", options_.max_prefill_rows));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Runner::ValidateSlice(const v1::SequenceSlice& slice, const std::string& where) const {
+  if (slice.tokens().empty()) return Invalid(absl::StrCat(where, ".tokens"), "empty");
+  const int64_t end = int64_t{slice.position()} + slice.tokens_size();
+  if (end > options_.context) {
+    return Invalid(absl::StrCat(where, ".position"),
+                   absl::StrCat("rows up to ", end, " exceed the context of ", options_.context, " tokens"));
+  }
+  for (uint32_t token : slice.tokens()) {
+    if (token >= h_.vocabulary) {
+      return Invalid(absl::StrCat(where, ".tokens"),
+                     absl::StrCat("token ", token, " is outside the vocabulary of ", h_.vocabulary));
+    }
+  }
+  if (slice.block_table_size() * options_.kv_block_size < end) {
+    return Invalid(absl::StrCat(where, ".block_table"),
+                   absl::StrCat(slice.block_table_size(), " blocks of ", options_.kv_block_size,
+                                " tokens cannot hold ", end, " rows"));
+  }
+  for (uint32_t block : slice.block_table()) {
+    if (block >= options_.kv_blocks()) {
+      return Invalid(absl::StrCat(where, ".block_table"),
+                     absl::StrCat("block ", block, " of ", options_.kv_blocks()));
+    }
+  }
+  if (slice.output() == v1::STEP_OUTPUT_LOG_PROBABILITIES) {
+    if (slice.targets_size() != slice.tokens_size()) {
+      return Invalid(absl::StrCat(where, ".targets"),
+                     absl::StrCat(slice.targets_size(), " targets for ", slice.tokens_size(), " tokens"));
+    }
+    for (uint32_t target : slice.targets()) {
+      if (target >= h_.vocabulary) {
+        return Invalid(absl::StrCat(where, ".targets"),
+                       absl::StrCat("token ", target, " is outside the vocabulary of ", h_.vocabulary));
+      }
+    }
+  } else if (slice.output() != v1::STEP_OUTPUT_NONE && slice.output() != v1::STEP_OUTPUT_LAST_LOGITS) {
+    return Invalid(absl::StrCat(where, ".output"), "unspecified or unknown");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Runner::RunPass(const v1::StepRequest& request, bool decode, v1::StepSuccess& success) {
+  Pass pass;
+  pass.input.step = request.step_id();
+  std::vector<Output> logits, scored;
+  for (int i = 0; i < request.slices_size(); ++i) {
+    const v1::SequenceSlice& slice = request.slices(i);
+    if (IsDecode(slice) != decode) continue;
+    const auto table = static_cast<int32_t>(pass.input.block_tables.size());
+    pass.input.block_tables.insert(pass.input.block_tables.end(), slice.block_table().begin(),
+                                   slice.block_table().end());
+    for (int t = 0; t < slice.tokens_size(); ++t) {
+      const auto row = static_cast<int32_t>(pass.input.rows());
+      pass.input.tokens.push_back(slice.tokens(t));
+      pass.input.positions.push_back(static_cast<int32_t>(slice.position()) + t);
+      pass.input.table_offsets.push_back(table);
+      if (slice.output() == v1::STEP_OUTPUT_LOG_PROBABILITIES) scored.push_back({i, row, true, slice.targets(t)});
+    }
+    if (slice.output() == v1::STEP_OUTPUT_LAST_LOGITS) {
+      logits.push_back({i, static_cast<int32_t>(pass.input.rows()) - 1});
+    }
+  }
+  if (pass.input.rows() == 0) return absl::OkStatus();
+
+  pass.logit_rows = static_cast<int64_t>(logits.size());
+  std::vector<Output> outputs = std::move(logits);
+  outputs.insert(outputs.end(), scored.begin(), scored.end());
+  for (const Output& output : outputs) {
+    pass.input.output_rows.push_back(output.row);
+    if (output.scored) pass.targets.push_back(output.target);
+  }
+  device_->BeginPass(pass.input);
+  decoder_->Enqueue(pass);
+  ISOTHERM_RETURN_IF_ERROR(device_->EndPass());
+  Account(pass.input.rows(), *success.mutable_statistics());
+  return Collect(outputs, pass.logit_rows, success);
+}
+
+absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_rows, v1::StepSuccess& success) {
+  for (int64_t i = 0; i < logit_rows; ++i) {
+    std::string& bytes = *success.mutable_outputs(static_cast<int>(outputs[i].slice))->mutable_logits();
+    bytes.resize(h_.vocabulary * sizeof(float));
+    ISOTHERM_RETURN_IF_ERROR(device_->Read(decoder_->logits() + i * h_.vocabulary, h_.vocabulary,
+                                           reinterpret_cast<float*>(bytes.data())));
+  }
+  const int64_t scored = static_cast<int64_t>(outputs.size()) - logit_rows;
+  std::vector<float> values(scored);
+  if (scored > 0) ISOTHERM_RETURN_IF_ERROR(device_->Read(decoder_->log_probabilities(), scored, values.data()));
+  for (int64_t i = 0; i < scored; ++i) {
+    success.mutable_outputs(static_cast<int>(outputs[logit_rows + i].slice))->add_log_probabilities(values[i]);
+  }
+  return absl::OkStatus();
+}
+
+void Runner::Account(int64_t rows, v1::StepStatistics& statistics) {
+  PassStatistics pass = device_->TakeStatistics();
+  int64_t hot = 0, cold = 0, active = 0;
+  for (int64_t l = 0; l < h_.layers; ++l) {
+    const LayerStatistics& layer = pass.layers[l];
+    hot += layer.hot_computed;
+    cold += layer.cold_computed;
+    active += layer.active;
+    layer_totals_[l].hot_computed += layer.hot_computed;
+    layer_totals_[l].cold_computed += layer.cold_computed;
+    layer_totals_[l].active += layer.active;
+  }
+  rows_total_ += rows;
+  statistics.set_neurons_total(statistics.neurons_total() + rows * h_.layers * h_.ffn);
+  statistics.set_neurons_computed(statistics.neurons_computed() + hot + cold);
+  statistics.set_hot_neurons_computed(statistics.hot_neurons_computed() + hot);
+  statistics.set_neurons_active(statistics.neurons_active() + active);
+  statistics.set_exchanges(statistics.exchanges() + pass.exchange_latencies.size());
+  statistics.set_cpu_worker_wait_seconds(statistics.cpu_worker_wait_seconds() +
+                                         absl::ToDoubleSeconds(pass.cpu_worker_wait));
+  exchange_latencies_.insert(exchange_latencies_.end(), pass.exchange_latencies.begin(),
+                             pass.exchange_latencies.end());
+}
+
+}  // namespace isotherm::gpu_worker

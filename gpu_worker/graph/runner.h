@@ -1,0 +1,55 @@
+#ifndef ISOTHERM_GPU_WORKER_GRAPH_RUNNER_H_
+#define ISOTHERM_GPU_WORKER_GRAPH_RUNNER_H_
+
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "gpu_worker/graph/decoder.h"
+#include "isotherm/worker/v1/model_runner.pb.h"
+
+namespace isotherm::gpu_worker {
+
+// Turns steps into passes: checks every field, runs the decode rows and the prefill rows as separate passes and collects outputs
+// and statistics. Thread-compatible.
+class Runner {
+ public:
+  Runner(const model::Hyperparameters& hyperparameters, const RunnerOptions& options, Decoder* decoder,
+         Device* device);
+
+  // InvalidArgument names the field at fault; errors of a pass (a lost worker) come back as they are.
+  absl::StatusOr<worker::v1::StepSuccess> Run(const worker::v1::StepRequest& request);
+
+  // Sums by layer since the start, for metrics. Rows times neurons.
+  const std::vector<LayerStatistics>& layer_totals() const { return layer_totals_; }
+  int64_t rows_total() const { return rows_total_; }
+  // Every exchange of the last step.
+  const std::vector<absl::Duration>& last_exchange_latencies() const { return exchange_latencies_; }
+
+ private:
+  struct Output {
+    int64_t slice = 0;
+    int32_t row = 0;
+    bool scored = false;
+    uint32_t target = 0;
+  };
+
+  absl::Status Validate(const worker::v1::StepRequest& request) const;
+  absl::Status ValidateSlice(const worker::v1::SequenceSlice& slice, const std::string& where) const;
+  absl::Status RunPass(const worker::v1::StepRequest& request, bool decode, worker::v1::StepSuccess& success);
+  absl::Status Collect(const std::vector<Output>& outputs, int64_t logit_rows, worker::v1::StepSuccess& success);
+  void Account(int64_t rows, worker::v1::StepStatistics& statistics);
+
+  const model::Hyperparameters h_;
+  const RunnerOptions options_;
+  Decoder* const decoder_;
+  Device* const device_;
+  std::vector<LayerStatistics> layer_totals_;
+  int64_t rows_total_ = 0;
+  std::vector<absl::Duration> exchange_latencies_;
+};
+
+}  // namespace isotherm::gpu_worker
+
+#endif  // ISOTHERM_GPU_WORKER_GRAPH_RUNNER_H_

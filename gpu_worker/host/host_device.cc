@@ -1,0 +1,104 @@
+#include "gpu_worker/host/host_device.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/kernels/sketch.h"
+#include "common/neuron/mask.h"
+
+namespace isotherm::gpu_worker {
+
+HostDevice::HostDevice(const HostDeviceOptions& options)
+    : pool_({.threads = options.threads, .spin_us = options.spin_us}), attention_scratch_(options.threads) {}
+
+HostDevice::~HostDevice() = default;
+
+absl::StatusOr<Buffer> HostDevice::Allocate(int64_t bytes, MemoryPurpose purpose) {
+  if (bytes == 0) return Buffer();
+  // Whole pages straight from the kernel: large weights then use huge pages and return to the system when freed.
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) {
+    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes for ",
+                                                     MemoryPurposeName(purpose), ": ", std::strerror(errno)));
+  }
+  madvise(memory, bytes, MADV_HUGEPAGE);
+  std::shared_ptr<void> owner(memory, [bytes](void* p) { munmap(p, bytes); });
+  return Buffer(static_cast<uint8_t*>(memory), bytes, std::move(owner));
+}
+
+absl::Status HostDevice::Write(const Buffer& buffer, int64_t offset, int64_t bytes,
+                               absl::FunctionRef<void(uint8_t*)> fill) {
+  if (offset < 0 || bytes < 0 || offset + bytes > buffer.bytes()) {
+    return absl::InternalError(absl::StrCat("write of ", bytes, " bytes at ", offset, " into a buffer of ",
+                                            buffer.bytes(), " bytes"));
+  }
+  fill(buffer.data() + offset);
+  return absl::OkStatus();
+}
+
+double HostDevice::MeasureReadBandwidth() {
+  // Beyond the last-level caches of desktop parts; three passes, the best of which is least disturbed.
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  constexpr int64_t kGrain = int64_t{1} << 20;
+  auto buffer = Allocate(kBytes, MemoryPurpose::kWorkspace);
+  if (!buffer.ok()) return 0;
+  std::memset(buffer->data(), 1, kBytes);
+  const auto* words = buffer->as<uint64_t>();
+  double best = 0;
+  for (int pass = 0; pass < 3; ++pass) {
+    const absl::Time start = absl::Now();
+    pool_.ParallelFor(kBytes, kGrain, [&](int64_t begin, int64_t end, int) {
+      uint64_t sum = 0;
+      for (int64_t i = begin / 8; i < end / 8; ++i) sum += words[i];
+      asm volatile("" : : "r"(sum));  // the reads have a reader, so they stay
+    });
+    best = std::max(best, kBytes / absl::ToDoubleSeconds(absl::Now() - start));
+  }
+  return best;
+}
+
+void HostDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) {
+  ffn_ = ffn;
+  executor_ = std::make_unique<neuron::FfnExecutor>(&pool_, ffn.hidden, ffn.ffn, max_rows);
+  hot_masks_.resize(max_rows * neuron::MaskWords(ffn.ffn));
+  gate_values_.resize(max_rows * ffn.ffn);
+  sketch_inputs_.resize(max_rows * kernels::SketchInputBytes(ffn.hidden) + 64);
+  statistics_.layers.resize(layers);
+}
+
+void HostDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {
+  channel_ = channel;
+  placement_epoch_ = placement_epoch;
+}
+
+void HostDevice::BeginPass(const PassInput& input) {
+  pass_ = input;
+  failure_ = absl::OkStatus();
+  exchange_pending_ = false;
+  if (channel_ != nullptr) channel_->BeginStep(input.step);
+}
+
+absl::Status HostDevice::EndPass() {
+  if (channel_ != nullptr) channel_->EndStep();
+  return failure_;
+}
+
+absl::Status HostDevice::Read(const float* source, int64_t count, float* out) {
+  std::copy_n(source, count, out);
+  return absl::OkStatus();
+}
+
+PassStatistics HostDevice::TakeStatistics() {
+  PassStatistics taken = std::move(statistics_);
+  statistics_ = PassStatistics();
+  statistics_.layers.resize(taken.layers.size());
+  return taken;
+}
+
+}  // namespace isotherm::gpu_worker

@@ -1,0 +1,10 @@
+#include "gpu_worker/host/host_device.h"
+
+namespace isotherm::gpu_worker {
+
+void HostDevice::MatMul(const kernels::WeightMatrix& weight, const float* x, int64_t rows, float* y) {
+  if (!failure_.ok()) return;
+  kernels::MatMul(pool_, weight, x, weight.columns, rows, y, weight.rows);
+}
+
+}  // namespace isotherm::gpu_worker

@@ -1,0 +1,243 @@
+#include "gpu_worker/predict/predictor.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/kernels/sketch.h"
+#include "gpu_worker/graph/matrix.h"
+
+namespace isotherm::gpu_worker {
+namespace {
+
+using model::Activation;
+
+// The pre-activation above which a gated neuron fires.
+float FiringThreshold(const model::Hyperparameters& hyperparameters) {
+  return hyperparameters.activation == Activation::kFatRelu ? hyperparameters.activation_threshold : 0.0f;
+}
+
+class AllPredictor final : public Predictor {
+ public:
+  std::string name() const override { return "all"; }
+  bool exact() const override { return true; }
+  bool dense() const override { return true; }
+  void Enqueue(Device& device, int64_t, const float*, const float*, int64_t rows, const Prediction& out) override {
+    device.MaskAll(rows, out.masks);
+  }
+};
+
+// The model's own gate matrix for every neuron, hot and cold: exact, and cold neurons then cost only up and down.
+class GatePredictor final : public Predictor {
+ public:
+  GatePredictor(std::vector<DeviceMatrix> gates, float threshold) : gates_(std::move(gates)), threshold_(threshold) {}
+  std::string name() const override { return "gate"; }
+  bool exact() const override { return true; }
+  bool yields_gate() const override { return true; }
+  void Enqueue(Device& device, int64_t layer, const float*, const float* ffn_input, int64_t rows,
+               const Prediction& out) override {
+    device.MatMul(gates_[layer].view, ffn_input, rows, out.scores);
+    device.MaskFromScores(out.scores, nullptr, threshold_, /*strict=*/true, rows, out.masks);
+  }
+
+ private:
+  std::vector<DeviceMatrix> gates_;
+  float threshold_;
+};
+
+// Gate rows at 4 bits a weight.
+class SketchPredictor final : public Predictor {
+ public:
+  SketchPredictor(std::vector<Buffer> sketches, float threshold)
+      : sketches_(std::move(sketches)), threshold_(threshold) {}
+  std::string name() const override { return "sketch"; }
+  bool exact() const override { return false; }
+  void Enqueue(Device& device, int64_t layer, const float*, const float* ffn_input, int64_t rows,
+               const Prediction& out) override {
+    device.SketchScores(sketches_[layer].data(), ffn_input, rows, out.scores);
+    device.MaskFromScores(out.scores, nullptr, threshold_, /*strict=*/false, rows, out.masks);
+  }
+
+ private:
+  std::vector<Buffer> sketches_;
+  float threshold_;
+};
+
+// score = b . f(a . input) + bias with f = relu (PowerInfer's form) or the identity.
+class LowRankPredictor final : public Predictor {
+ public:
+  struct LayerWeights {
+    DeviceMatrix a, b;
+    Buffer bias;
+    bool relu_between = false;
+    bool reads_residual = false;
+    float threshold = 0;
+  };
+
+  LowRankPredictor(std::vector<LayerWeights> layers, Buffer hidden)
+      : layers_(std::move(layers)), hidden_(std::move(hidden)) {}
+  std::string name() const override { return "lowrank"; }
+  bool exact() const override { return false; }
+  void Enqueue(Device& device, int64_t layer, const float* residual, const float* ffn_input, int64_t rows,
+               const Prediction& out) override {
+    const LayerWeights& weights = layers_[layer];
+    float* hidden = hidden_.as<float>();
+    device.MatMul(weights.a.view, weights.reads_residual ? residual : ffn_input, rows, hidden);
+    if (weights.relu_between) device.Relu(hidden, rows * weights.a.view.rows);
+    device.MatMul(weights.b.view, hidden, rows, out.scores);
+    device.MaskFromScores(out.scores, weights.bias.as<float>(), weights.threshold, /*strict=*/false, rows, out.masks);
+  }
+
+ private:
+  std::vector<LayerWeights> layers_;
+  Buffer hidden_;
+};
+
+absl::Status RequireSparse(const model::Model& model, const char* kind) {
+  if (model.hyperparameters().sparse()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("predictor '", kind, "' needs a model whose FFN neurons can be inactive; '", model.DisplayName(),
+                   "' has activation ", model::ActivationName(model.hyperparameters().activation),
+                   ". Use --predictor=all"));
+}
+
+absl::StatusOr<std::unique_ptr<Predictor>> MakeGate(const model::Model& model, Device& device) {
+  ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "gate"));
+  std::vector<DeviceMatrix> gates;
+  for (const model::Layer& layer : model.layers()) {
+    ISOTHERM_ASSIGN_OR_RETURN(gates.emplace_back(),
+                              LoadMatrix(model, layer.gate, MemoryPurpose::kPredictor, device));
+  }
+  return std::make_unique<GatePredictor>(std::move(gates), FiringThreshold(model.hyperparameters()));
+}
+
+absl::StatusOr<std::unique_ptr<Predictor>> MakeSketch(const model::Model& model, const PredictorOptions& options,
+                                                      Device& device) {
+  ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "sketch"));
+  const int64_t hidden = model.hyperparameters().hidden;
+  const int64_t stride = kernels::SketchRowBytes(hidden);
+  std::vector<Buffer> sketches;
+  for (const model::Layer& layer : model.layers()) {
+    ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(layer.gate.info->type));
+    const int64_t file_row = kernels::FileRowBytes(type, hidden);
+    const uint8_t* source = model.file().Data(*layer.gate.info).data();
+    const int64_t bytes = layer.gate.rows * stride;
+    ISOTHERM_ASSIGN_OR_RETURN(Buffer sketch, device.Allocate(bytes, MemoryPurpose::kPredictor));
+    ISOTHERM_RETURN_IF_ERROR(device.Write(sketch, 0, bytes, [&](uint8_t* out) {
+      device.loader_pool().ParallelFor(layer.gate.rows, 64, [&](int64_t begin, int64_t end, int) {
+        std::vector<float> row(hidden);
+        for (int64_t j = begin; j < end; ++j) {
+          kernels::UnpackFileRow(type, source + j * file_row, hidden, row.data());
+          kernels::SketchRow(row.data(), hidden, out + j * stride);
+        }
+      });
+    }));
+    sketches.push_back(std::move(sketch));
+  }
+  return std::make_unique<SketchPredictor>(std::move(sketches),
+                                           FiringThreshold(model.hyperparameters()) + options.threshold_shift);
+}
+
+absl::StatusOr<std::unique_ptr<Predictor>> MakeLowRank(const model::Model& model, const PredictorOptions& options,
+                                                       Device& device) {
+  ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "lowrank"));
+  std::vector<LowRankPredictor::LayerWeights> layers;
+  int64_t max_rank = 0;
+  for (const model::Layer& layer : model.layers()) {
+    if (!layer.predictor.has_value()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("predictor 'lowrank': '", model.DisplayName(), "' has no low-rank tensors for layer ",
+                       layers.size(), ". Use --predictor=sketch, which needs none"));
+    }
+    LowRankPredictor::LayerWeights weights;
+    ISOTHERM_ASSIGN_OR_RETURN(weights.a, LoadMatrix(model, layer.predictor->a, MemoryPurpose::kPredictor, device));
+    ISOTHERM_ASSIGN_OR_RETURN(weights.b, LoadMatrix(model, layer.predictor->b, MemoryPurpose::kPredictor, device));
+    if (layer.predictor->bias.present()) {
+      ISOTHERM_ASSIGN_OR_RETURN(weights.bias,
+                                LoadVector(model, layer.predictor->bias, MemoryPurpose::kPredictor, device));
+    }
+    weights.relu_between = layer.predictor->relu_between;
+    weights.reads_residual = layer.predictor->reads_residual;
+    weights.threshold = layer.predictor->threshold + options.threshold_shift;
+    max_rank = std::max(max_rank, weights.a.view.rows);
+    layers.push_back(std::move(weights));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(Buffer hidden, device.Allocate(options.max_rows * max_rank * sizeof(float),
+                                                           MemoryPurpose::kPredictor));
+  return std::make_unique<LowRankPredictor>(std::move(layers), std::move(hidden));
+}
+
+}  // namespace
+
+absl::StatusOr<PredictorKind> ParsePredictorKind(const std::string& name) {
+  for (PredictorKind kind :
+       {PredictorKind::kAll, PredictorKind::kGate, PredictorKind::kSketch, PredictorKind::kLowRank}) {
+    if (name == PredictorKindName(kind)) return kind;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("unknown predictor '", name, "'; the kinds are all, gate, sketch and lowrank"));
+}
+
+const char* PredictorKindName(PredictorKind kind) {
+  switch (kind) {
+    case PredictorKind::kAll:
+      return "all";
+    case PredictorKind::kGate:
+      return "gate";
+    case PredictorKind::kSketch:
+      return "sketch";
+    case PredictorKind::kLowRank:
+      return "lowrank";
+  }
+  return "unknown";
+}
+
+absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const PredictorOptions& options) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  int64_t bytes = 0;
+  int64_t max_rank = 0;
+  for (const model::Layer& layer : model.layers()) {
+    switch (options.kind) {
+      case PredictorKind::kAll:
+        break;
+      case PredictorKind::kGate:
+        bytes += DeviceMatrixBytes(layer.gate);
+        break;
+      case PredictorKind::kSketch:
+        bytes += h.ffn * kernels::SketchRowBytes(h.hidden);
+        break;
+      case PredictorKind::kLowRank:
+        if (!layer.predictor.has_value()) continue;  // MakePredictor refuses it with the reason
+        bytes += DeviceMatrixBytes(layer.predictor->a) + DeviceMatrixBytes(layer.predictor->b);
+        if (layer.predictor->bias.present()) bytes += h.ffn * static_cast<int64_t>(sizeof(float));
+        max_rank = std::max(max_rank, layer.predictor->a.rows);
+        break;
+    }
+  }
+  return bytes + options.max_rows * max_rank * static_cast<int64_t>(sizeof(float));
+}
+
+absl::StatusOr<std::unique_ptr<Predictor>> MakePredictor(const model::Model& model, const PredictorOptions& options,
+                                                         Device& device) {
+  switch (options.kind) {
+    case PredictorKind::kAll:
+      return std::make_unique<AllPredictor>();
+    case PredictorKind::kGate:
+      return MakeGate(model, device);
+    case PredictorKind::kSketch:
+      return MakeSketch(model, options, device);
+    case PredictorKind::kLowRank:
+      return MakeLowRank(model, options, device);
+  }
+  return absl::InternalError("unknown predictor kind");
+}
+
+PredictorKind DefaultPredictorKind(const model::Model& model) {
+  if (!model.hyperparameters().sparse()) return PredictorKind::kAll;
+  for (const model::Layer& layer : model.layers()) {
+    if (!layer.predictor.has_value()) return PredictorKind::kSketch;
+  }
+  return PredictorKind::kLowRank;
+}
+
+}  // namespace isotherm::gpu_worker

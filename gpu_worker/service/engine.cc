@@ -1,0 +1,162 @@
+#include "gpu_worker/service/engine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/base/host.h"
+#include "common/base/status_macros.h"
+#include "common/observe/log.h"
+#include "common/rpc/server.h"
+#include "gpu_worker/predict/remote_predictor.h"
+#include "gpu_worker/service/step_metrics.h"
+
+namespace isotherm::gpu_worker {
+namespace {
+
+// Contexts beyond this are asked for, not assumed: their KV cache would be the larger part of small machines' memory.
+constexpr int64_t kDefaultContext = 4096;
+constexpr int64_t kDefaultSequences = 16;
+
+int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model::Model& model) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  RunnerOptions runner = options.runner;
+  if (runner.context == 0) runner.context = std::min(h.trained_context, kDefaultContext);
+  if (runner.context < 1 || runner.context > h.trained_context) {
+    return absl::InvalidArgumentError(absl::StrCat("--ctx ", runner.context, ": '", model.DisplayName(),
+                                                   "' was trained on ", h.trained_context, " tokens"));
+  }
+  if (runner.kv_tokens == 0) runner.kv_tokens = kDefaultSequences * runner.context;
+  runner.kv_tokens = RoundUp(runner.kv_tokens, runner.kv_block_size);
+  if (runner.kv_tokens < runner.context) {
+    return absl::InvalidArgumentError(absl::StrCat("--kv-tokens ", runner.kv_tokens,
+                                                   " cannot hold one sequence of --ctx ", runner.context));
+  }
+  if (runner.kv_type == kernels::KvType::kQ8_0 && h.head_dim % 32 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv-type=q8_0 needs a head size that is a multiple of 32; this model's is ", h.head_dim, ". Use f16"));
+  }
+  runner.predictor = options.predictor.value_or(DefaultPredictorKind(model));
+  return runner;
+}
+
+absl::Status CheckMemory(const MemoryPlan& plan, const model::Model& model) {
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t available, base::AvailableMemory());
+  if (plan.total() <= available) return absl::OkStatus();
+  constexpr double kGiB = 1024.0 * 1024 * 1024;
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("'%s' needs %.2f GiB on this worker and %.2f GiB are available. Give it a smaller --vram-budget, "
+                      "--kv-tokens or --ctx, or a machine with more memory",
+                      model.DisplayName(), plan.total() / kGiB, available / kGiB));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options, std::unique_ptr<Device> device) {
+  std::unique_ptr<Engine> engine(new Engine());
+  engine->device_ = std::move(device);
+  ISOTHERM_RETURN_IF_ERROR(engine->LoadModel(std::move(options)));
+  return engine;
+}
+
+absl::Status Engine::LoadModel(EngineOptions options) {
+  ISOTHERM_ASSIGN_OR_RETURN(model_, model::Model::Open(options.model_path));
+  const model::Hyperparameters& h = model_->hyperparameters();
+  ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
+  ISOTHERM_ASSIGN_OR_RETURN(plan_, PlanMemory(*model_, runner_options_, device_->MeasureReadBandwidth()));
+  spdlog::info("{}", plan_.ToString(*model_));
+  ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *model_));
+
+  absl::MutexLock lock(&mutex_);
+  std::unique_ptr<Predictor> predictor;
+  ISOTHERM_RETURN_IF_ERROR(MakeThePredictor(options, predictor));
+  const bool yields_gate = predictor->yields_gate();
+  observe::Progress progress("loading " + model_->DisplayName(), h.layers, "layers");
+  ISOTHERM_ASSIGN_OR_RETURN(decoder_, Decoder::Load(*model_, runner_options_, plan_.neurons.placement,
+                                                    std::move(predictor), *device_,
+                                                    [&](int64_t) { progress.Advance(1); }));
+  progress.Finish();
+  runner_ = std::make_unique<Runner>(h, runner_options_, decoder_.get(), device_.get());
+
+  needs_cold_worker_ = plan_.neurons.placement.HotCount() < h.layers * h.ffn;
+  if (needs_cold_worker_) {
+    options.cold.model_digest = model_->digest();
+    options.cold.geometry = {h.layers, h.hidden, h.ffn, runner_options_.max_rows(), yields_gate};
+    cold_ = std::make_unique<ColdWorker>(std::move(options.cold), plan_.neurons.placement);
+  }
+  RecordPlan(plan_, h);
+  return absl::OkStatus();
+}
+
+absl::Status Engine::MakeThePredictor(const EngineOptions& options, std::unique_ptr<Predictor>& predictor) {
+  if (options.predictor_address.empty()) {
+    const PredictorOptions in_process{runner_options_.predictor, runner_options_.predictor_threshold_shift,
+                                      runner_options_.max_rows()};
+    ISOTHERM_ASSIGN_OR_RETURN(predictor, MakePredictor(*model_, in_process, *device_));
+    return absl::OkStatus();
+  }
+  if (!model_->hyperparameters().sparse()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--predictor=", options.predictor_address, ": '", model_->DisplayName(),
+                     "' has no neurons that can be skipped. Use --predictor=all"));
+  }
+  RemotePredictorOptions remote;
+  remote.model_digest = model_->digest();
+  remote.hidden = model_->hyperparameters().hidden;
+  remote.ffn = model_->hyperparameters().ffn;
+  auto made = MakeRemotePredictor(
+      worker::v1::PredictorService::NewStub(rpc::MakeChannel(options.predictor_address)), remote);
+  if (!made.ok()) {
+    return absl::Status(made.status().code(), absl::StrCat("predictor at ", options.predictor_address, ": ",
+                                                           made.status().message()));
+  }
+  predictor = *std::move(made);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  ISOTHERM_RETURN_IF_ERROR(EnsureReadyLocked());
+  exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();
+  const int64_t bytes_before = channel == nullptr ? 0 : channel->bytes_exchanged();
+  device_->SetChannel(channel, plan_.neurons.placement.epoch);
+  ISOTHERM_ASSIGN_OR_RETURN(worker::v1::StepSuccess success, runner_->Run(request));
+  worker::v1::StepStatistics& statistics = *success.mutable_statistics();
+  statistics.set_transport(channel == nullptr ? "none" : exchange::TransportName(channel->transport()));
+  statistics.set_exchange_bytes(channel == nullptr ? 0 : channel->bytes_exchanged() - bytes_before);
+  RecordStep(request, statistics, *runner_, model_->hyperparameters());
+  return success;
+}
+
+absl::Status Engine::EnsureReady() {
+  absl::MutexLock lock(&mutex_);
+  return EnsureReadyLocked();
+}
+
+absl::Status Engine::EnsureReadyLocked() { return cold_ == nullptr ? absl::OkStatus() : cold_->EnsureConnected(); }
+
+worker::v1::GetRunnerResponse Engine::Describe() const {
+  const model::Hyperparameters& h = model_->hyperparameters();
+  worker::v1::GetRunnerResponse response;
+  response.set_model_digest(model_->digest());
+  response.set_vocabulary_size(static_cast<uint32_t>(h.vocabulary));
+  response.set_context_length(static_cast<uint32_t>(runner_options_.context));
+  response.set_kv_block_size(static_cast<uint32_t>(runner_options_.kv_block_size));
+  response.set_kv_blocks(static_cast<uint32_t>(runner_options_.kv_blocks()));
+  response.set_max_prefill_rows(static_cast<uint32_t>(runner_options_.max_prefill_rows));
+  response.set_max_decode_rows(static_cast<uint32_t>(runner_options_.max_decode_rows));
+  response.set_hot_share(static_cast<double>(plan_.neurons.placement.HotCount()) /
+                         static_cast<double>(h.layers * h.ffn));
+  response.set_device(device_->name());
+  absl::MutexLock lock(&mutex_);
+  response.set_predictor(decoder_->predictor().name());
+  response.set_mode(decoder_->predictor().exact() ? "exact" : "predicted");
+  exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();
+  response.set_transport(channel == nullptr ? "none" : exchange::TransportName(channel->transport()));
+  return response;
+}
+
+}  // namespace isotherm::gpu_worker

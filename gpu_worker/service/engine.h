@@ -1,0 +1,71 @@
+#ifndef ISOTHERM_GPU_WORKER_SERVICE_ENGINE_H_
+#define ISOTHERM_GPU_WORKER_SERVICE_ENGINE_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "common/model/model.h"
+#include "gpu_worker/cold/cold_worker.h"
+#include "gpu_worker/device/device.h"
+#include "gpu_worker/graph/decoder.h"
+#include "gpu_worker/graph/memory_plan.h"
+#include "gpu_worker/graph/runner.h"
+#include "isotherm/worker/v1/model_runner.pb.h"
+
+namespace isotherm::gpu_worker {
+
+struct EngineOptions {
+  std::string model_path;
+  // context 0: the model's trained context, at most 4,096. kv_tokens 0: sixteen sequences' worth.
+  RunnerOptions runner;
+  // Absent: DefaultPredictorKind.
+  std::optional<PredictorKind> predictor;
+  // Address of a PredictorService; empty for the in-process predictor.
+  std::string predictor_address;
+  // CPU worker; the digest and geometry are filled in from the model.
+  ColdWorkerOptions cold;
+};
+
+// The model on its device with the way to the CPU worker: everything ModelRunnerService speaks of. Thread-safe.
+class Engine {
+ public:
+  // Checks memory, plans, loads and reports progress in the log.
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(EngineOptions options, std::unique_ptr<Device> device);
+
+  // Errors of a lost CPU worker are Unavailable; the same step may be sent again.
+  absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request);
+
+  // Opens the exchange if it is needed and not open; cheap when it is. Call now and then, so that a worker that comes back is
+  // found before the next step asks for it.
+  absl::Status EnsureReady();
+
+  // All but instance id and readiness.
+  worker::v1::GetRunnerResponse Describe() const;
+
+ private:
+  Engine() = default;
+  absl::Status LoadModel(EngineOptions options);
+  absl::Status MakeThePredictor(const EngineOptions& options, std::unique_ptr<Predictor>& predictor);
+  absl::Status EnsureReadyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // Set once by Load.
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<model::Model> model_;
+  RunnerOptions runner_options_;
+  MemoryPlan plan_;
+  bool needs_cold_worker_ = false;
+
+  mutable absl::Mutex mutex_;
+  std::unique_ptr<Decoder> decoder_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Runner> runner_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<ColdWorker> cold_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace isotherm::gpu_worker
+
+#endif  // ISOTHERM_GPU_WORKER_SERVICE_ENGINE_H_

@@ -1,0 +1,51 @@
+#ifndef ISOTHERM_GPU_WORKER_SERVICE_RUNNER_SERVICE_H_
+#define ISOTHERM_GPU_WORKER_SERVICE_RUNNER_SERVICE_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "gpu_worker/service/engine.h"
+#include "isotherm/worker/v1/model_runner.grpc.pb.h"
+
+namespace isotherm::gpu_worker {
+
+// ModelRunnerService over an engine that loads in the background, with a watcher that keeps the exchange open and tells the
+// process's health. Thread-safe.
+class RunnerService final : public worker::v1::ModelRunnerService::Service {
+ public:
+  using Loader = std::function<absl::StatusOr<std::unique_ptr<Engine>>()>;
+  // (serving, cause): called when either changes.
+  using HealthListener = std::function<void(bool, const std::string&)>;
+
+  // `on_load_failure` is told why when the loader fails; the process then has nothing left to do.
+  RunnerService(Loader loader, HealthListener health, std::function<void(const absl::Status&)> on_load_failure);
+  ~RunnerService() override;
+
+  grpc::Status GetRunner(grpc::ServerContext* context, const worker::v1::GetRunnerRequest* request,
+                         worker::v1::GetRunnerResponse* response) override;
+  grpc::Status Step(grpc::ServerContext* context,
+                    grpc::ServerReaderWriter<worker::v1::StepResponse, worker::v1::StepRequest>* stream) override;
+
+ private:
+  void LoadAndWatch(const Loader& loader, const std::function<void(const absl::Status&)>& on_load_failure);
+  void SetCause(const std::string& cause);
+  std::shared_ptr<Engine> engine() const;
+  std::string cause() const;
+
+  const std::string instance_id_;
+  const HealthListener health_;
+  mutable absl::Mutex mutex_;
+  std::shared_ptr<Engine> engine_ ABSL_GUARDED_BY(mutex_);
+  std::string cause_ ABSL_GUARDED_BY(mutex_) = "loading model";  // empty: ready
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread watcher_;
+};
+
+}  // namespace isotherm::gpu_worker
+
+#endif  // ISOTHERM_GPU_WORKER_SERVICE_RUNNER_SERVICE_H_

@@ -1,0 +1,19 @@
+#ifndef ISOTHERM_GPU_WORKER_SERVICE_STEP_METRICS_H_
+#define ISOTHERM_GPU_WORKER_SERVICE_STEP_METRICS_H_
+
+#include "gpu_worker/graph/memory_plan.h"
+#include "gpu_worker/graph/runner.h"
+#include "isotherm/worker/v1/model_runner.pb.h"
+
+// The GPU worker's Prometheus series. Layers are reported in at most four groups, so that their number does not grow with
+// the model.
+namespace isotherm::gpu_worker {
+
+void RecordPlan(const MemoryPlan& plan, const model::Hyperparameters& hyperparameters);
+void RecordStep(const worker::v1::StepRequest& request, const worker::v1::StepStatistics& statistics,
+                const Runner& runner, const model::Hyperparameters& hyperparameters);
+void RecordStepFailure(absl::StatusCode code);
+
+}  // namespace isotherm::gpu_worker
+
+#endif  // ISOTHERM_GPU_WORKER_SERVICE_STEP_METRICS_H_
