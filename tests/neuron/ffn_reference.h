@@ -1,0 +1,56 @@
+#ifndef ISOTHERM_TESTS_NEURON_FFN_REFERENCE_H_
+#define ISOTHERM_TESTS_NEURON_FFN_REFERENCE_H_
+
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "common/neuron/ffn.h"
+
+namespace isotherm::neuron {
+
+// One layer's neurons with random weights: the packed bundles, and the values the packed rows hold.
+class RandomLayer {
+ public:
+  RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, uint32_t seed);
+
+  int64_t hidden() const { return hidden_; }
+  int64_t ffn() const { return ffn_; }
+  // Every neuron; or bundles of the listed neurons alone, which the caller keeps alive.
+  BundleView All() const { return {Bundles(), &layout_, nullptr, ffn_}; }
+  BundleView Only(const std::vector<int32_t>& neurons, std::vector<uint8_t>* storage) const;
+
+  const BundleLayout& layout() const { return layout_; }
+  const uint8_t* Bundles() const;
+  const float* Gate(int64_t neuron) const { return &gate_[neuron * hidden_]; }
+  const float* Up(int64_t neuron) const { return &up_[neuron * hidden_]; }
+  const float* Down(int64_t neuron) const { return &down_[neuron * hidden_]; }
+
+ private:
+  std::vector<float> PackRandomRow(std::mt19937& random, uint8_t* packed) const;
+
+  kernels::WeightType type_;
+  int64_t hidden_, ffn_;
+  BundleLayout layout_;
+  std::vector<uint8_t> storage_;
+  std::vector<float> gate_, up_, down_;
+};
+
+// F64, neuron by neuron, with the bound the F32 result must keep.
+struct ReferenceResult {
+  std::vector<double> y;      // [rows, hidden]
+  std::vector<double> bound;  // [rows, hidden]
+  FfnStatistics statistics;
+  // Neurons so close to the activation's edge that rounding may decide whether they are active.
+  int64_t undecided = 0;
+};
+// `neurons` are those of the view.
+ReferenceResult Reference(const RandomLayer& layer, const std::vector<int32_t>& neurons,
+                          const FfnRequest& request);
+
+// First bundle address on a 64-byte boundary inside `storage`, which must be 63 bytes longer than needed.
+uint8_t* AlignTo64(std::vector<uint8_t>& storage);
+
+}  // namespace isotherm::neuron
+
+#endif  // ISOTHERM_TESTS_NEURON_FFN_REFERENCE_H_

@@ -1,0 +1,307 @@
+#include "common/neuron/ffn.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "common/kernels/row_kernels.h"
+#include "common/kernels/tolerance.h"
+#include "common/neuron/mask.h"
+#include "tests/neuron/ffn_reference.h"
+
+namespace isotherm::neuron {
+namespace {
+
+using kernels::WeightType;
+using model::Activation;
+
+std::vector<float> RandomInput(int64_t rows, int64_t hidden, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> x(rows * hidden);
+  for (float& value : x) value = normal(random);
+  return x;
+}
+
+std::vector<uint64_t> RandomMasks(int64_t rows, int64_t ffn, double share, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::bernoulli_distribution wanted(share);
+  std::vector<uint64_t> masks(rows * MaskWords(ffn), 0);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t j = 0; j < ffn; ++j) {
+      if (wanted(random)) SetBit(&masks[row * MaskWords(ffn)], j);
+    }
+  }
+  return masks;
+}
+
+std::vector<int32_t> Iota(int64_t n) {
+  std::vector<int32_t> all(n);
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+// Compacted pre-activations, as the kernels compute them.
+std::vector<float> GateValues(const RandomLayer& layer, const FfnRequest& request) {
+  const kernels::RowKernels& gate = kernels::GetRowKernels(layer.layout().gate_type);
+  const int64_t words = MaskWords(request.ffn);
+  std::vector<float> values;
+  for (int64_t row = 0; row < request.rows; ++row) {
+    ForEachSet(request.masks + row * words, words, [&](int64_t neuron) {
+      const uint8_t* bundle = layer.Bundles() + neuron * layer.layout().bundle_bytes;
+      values.push_back(gate.dot(bundle, request.x + row * layer.hidden(), layer.hidden()));
+    });
+  }
+  return values;
+}
+
+struct Outcome {
+  std::vector<float> y;
+  FfnStatistics statistics;
+};
+
+Outcome RunOn(base::ThreadPool& pool, const RandomLayer& layer, const BundleView& view,
+              const FfnRequest& request) {
+  FfnExecutor executor(&pool, layer.hidden(), layer.ffn(), request.rows);
+  Outcome outcome;
+  outcome.y.assign(request.rows * layer.hidden(), std::nanf(""));
+  outcome.statistics = executor.Run(view, request, outcome.y.data());
+  return outcome;
+}
+
+void ExpectMatches(const Outcome& outcome, const ReferenceResult& reference, const std::string& what) {
+  EXPECT_EQ(outcome.statistics.computed, reference.statistics.computed) << what;
+  EXPECT_LE(std::abs(outcome.statistics.active - reference.statistics.active), reference.undecided) << what;
+  for (size_t i = 0; i < outcome.y.size(); ++i) {
+    ASSERT_TRUE(kernels::Within(outcome.y[i], reference.y[i], reference.bound[i]))
+        << what << ": y[" << i << "] is " << outcome.y[i] << ", expected " << reference.y[i] << " within "
+        << reference.bound[i];
+  }
+}
+
+bool BitEqual(const float* a, const float* b, int64_t n) { return std::memcmp(a, b, n * sizeof(float)) == 0; }
+
+FfnRequest MakeRequest(const RandomLayer& layer, int64_t rows, const std::vector<float>& x,
+                       const std::vector<uint64_t>& masks) {
+  FfnRequest request;
+  request.rows = rows;
+  request.x = x.data();
+  request.masks = masks.data();
+  request.ffn = layer.ffn();
+  return request;
+}
+
+class FfnTypeTest : public testing::TestWithParam<WeightType> {};
+
+INSTANTIATE_TEST_SUITE_P(Types, FfnTypeTest,
+                         testing::Values(WeightType::kF32, WeightType::kF16, WeightType::kBF16,
+                                         WeightType::kQ8_0, WeightType::kQ4_0),
+                         [](const auto& info) { return std::string(kernels::WeightTypeName(info.param)); });
+
+TEST_P(FfnTypeTest, MatchesReferenceForEveryBatchSize) {
+  const RandomLayer layer(GetParam(), 96, 203, 1);
+  base::ThreadPool pool({.threads = 2});
+  for (int64_t rows = 1; rows <= 40; ++rows) {
+    const std::vector<float> x = RandomInput(rows, layer.hidden(), rows);
+    for (double share : {0.0, 0.1, 0.6, 1.0}) {
+      const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), share, 7 * rows);
+      const FfnRequest request = MakeRequest(layer, rows, x, masks);
+      ExpectMatches(RunOn(pool, layer, layer.All(), request), Reference(layer, Iota(layer.ffn()), request),
+                    "rows " + std::to_string(rows) + ", share " + std::to_string(share));
+    }
+  }
+}
+
+TEST_P(FfnTypeTest, RowAloneEqualsRowInBatch) {
+  const RandomLayer layer(GetParam(), 160, 300, 2);
+  base::ThreadPool pool({.threads = 3});
+  const std::vector<float> x = RandomInput(kSparseRows, layer.hidden(), 3);
+  const int64_t words = MaskWords(layer.ffn());
+  for (double share : {0.1, 0.5, 1.0}) {
+    const std::vector<uint64_t> masks = RandomMasks(kSparseRows, layer.ffn(), share, 5);
+    for (int64_t rows : {int64_t{2}, int64_t{7}, kSparseRows}) {
+      const Outcome batch = RunOn(pool, layer, layer.All(), MakeRequest(layer, rows, x, masks));
+      for (int64_t row = 0; row < rows; ++row) {
+        FfnRequest alone = MakeRequest(layer, 1, x, masks);
+        alone.x += row * layer.hidden();
+        alone.masks += row * words;
+        EXPECT_TRUE(BitEqual(RunOn(pool, layer, layer.All(), alone).y.data(), &batch.y[row * layer.hidden()],
+                             layer.hidden()))
+            << "row " << row << " of " << rows << " at share " << share;
+      }
+    }
+  }
+}
+
+TEST(FfnTest, MatchesReferenceForAwkwardSizesThreadsAndActivations) {
+  for (int threads : {1, 2, 5}) {
+    base::ThreadPool pool({.threads = threads});
+    for (int64_t hidden : {1, 7, 33, 130}) {
+      for (int64_t ffn : {1, 63, 64, 65, 1030}) {
+        const RandomLayer layer(WeightType::kF32, hidden, ffn, 11);
+        for (int64_t rows : {1, 3, 17}) {
+          const std::vector<float> x = RandomInput(rows, hidden, 4);
+          const std::vector<uint64_t> masks = RandomMasks(rows, ffn, 0.4, 5);
+          FfnRequest request = MakeRequest(layer, rows, x, masks);
+          for (Activation activation : {Activation::kRelu, Activation::kFatRelu, Activation::kSilu}) {
+            request.activation = activation;
+            request.activation_threshold = 0.2f;
+            ExpectMatches(RunOn(pool, layer, layer.All(), request), Reference(layer, Iota(ffn), request),
+                          "threads " + std::to_string(threads) + ", hidden " + std::to_string(hidden) +
+                              ", ffn " + std::to_string(ffn) + ", rows " + std::to_string(rows));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(FfnTest, ListedNeuronsContributeAndNoOthers) {
+  const RandomLayer layer(WeightType::kF16, 64, 500, 21);
+  base::ThreadPool pool({.threads = 2});
+  for (const std::vector<int32_t>& neurons :
+       {std::vector<int32_t>{}, {0}, {499}, {0, 1, 2, 63, 64, 65, 127, 128, 200, 498, 499}}) {
+    std::vector<uint8_t> storage;
+    const BundleView view = layer.Only(neurons, &storage);
+    for (int64_t rows : {1, 5, 20}) {
+      const std::vector<float> x = RandomInput(rows, layer.hidden(), 6);
+      const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.7, 9);
+      const FfnRequest request = MakeRequest(layer, rows, x, masks);
+      ExpectMatches(RunOn(pool, layer, view, request), Reference(layer, neurons, request),
+                    std::to_string(neurons.size()) + " neurons, " + std::to_string(rows) + " rows");
+    }
+  }
+}
+
+TEST(FfnTest, GateValuesReplaceTheGateRows) {
+  const RandomLayer layer(WeightType::kQ8_0, 64, 400, 31);
+  // Bundles whose gate rows are poisoned: reading one would show.
+  std::vector<int32_t> neurons;
+  for (int32_t j = 0; j < 400; j += 3) neurons.push_back(j);
+  std::vector<uint8_t> storage;
+  const BundleView view = layer.Only(neurons, &storage);
+  for (size_t k = 0; k < neurons.size(); ++k) {
+    std::memset(AlignTo64(storage) + k * layer.layout().bundle_bytes, 0xff, layer.layout().up_offset);
+  }
+  std::vector<uint8_t> clean_storage;
+  const BundleView clean = layer.Only(neurons, &clean_storage);
+  base::ThreadPool pool({.threads = 2});
+  for (int64_t rows : {1, 4, 16, 33, 40}) {
+    const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+    const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.5, 13);
+    FfnRequest request = MakeRequest(layer, rows, x, masks);
+    const Outcome computed = RunOn(pool, layer, clean, request);
+    const ReferenceResult reference = Reference(layer, neurons, request);
+    const std::vector<float> gates = GateValues(layer, request);
+    request.gate_values = gates.data();
+    const Outcome given = RunOn(pool, layer, view, request);
+    ExpectMatches(given, reference, std::to_string(rows) + " rows");
+    if (rows <= kSparseRows) {
+      EXPECT_TRUE(BitEqual(given.y.data(), computed.y.data(), given.y.size()));
+    }
+  }
+}
+
+TEST(FfnTest, DenseComputesTheSame) {
+  const RandomLayer layer(WeightType::kF16, 128, 256, 41);
+  base::ThreadPool pool({.threads = 2});
+  for (int64_t rows : {1, 6, 24}) {
+    const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+    const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 1.0, 13);
+    FfnRequest request = MakeRequest(layer, rows, x, masks);
+    const Outcome sparse = RunOn(pool, layer, layer.All(), request);
+    request.dense = true;
+    const Outcome dense = RunOn(pool, layer, layer.All(), request);
+    EXPECT_EQ(dense.statistics.active, sparse.statistics.active);
+    EXPECT_LT(dense.statistics.active, dense.statistics.computed);
+    EXPECT_TRUE(BitEqual(dense.y.data(), sparse.y.data(), dense.y.size())) << rows << " rows";
+  }
+}
+
+TEST(FfnTest, RepeatsAreBitEqual) {
+  const RandomLayer layer(WeightType::kF16, 192, 900, 51);
+  base::ThreadPool pool({.threads = 4});
+  // 600 rows take the tiled path in two parts.
+  for (int64_t rows : {1, 16, 40, 600}) {
+    const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+    const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.2, 17);
+    const FfnRequest request = MakeRequest(layer, rows, x, masks);
+    FfnExecutor executor(&pool, layer.hidden(), layer.ffn(), rows);
+    std::vector<float> first(rows * layer.hidden()), again(rows * layer.hidden());
+    executor.Run(layer.All(), request, first.data());
+    for (int i = 0; i < 10; ++i) {
+      executor.Run(layer.All(), request, again.data());
+      ASSERT_TRUE(BitEqual(first.data(), again.data(), first.size())) << rows << " rows, repeat " << i;
+    }
+  }
+}
+
+TEST(FfnTest, RequestsLongerThanATiledPartMatchReference) {
+  const RandomLayer layer(WeightType::kQ8_0, 32, 70, 61);
+  base::ThreadPool pool({.threads = 2});
+  const int64_t rows = 1030;
+  const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+  const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.3, 19);
+  FfnRequest request = MakeRequest(layer, rows, x, masks);
+  const std::vector<float> gates = GateValues(layer, request);
+  const ReferenceResult reference = Reference(layer, Iota(layer.ffn()), request);
+  ExpectMatches(RunOn(pool, layer, layer.All(), request), reference, "gates computed");
+  request.gate_values = gates.data();
+  ExpectMatches(RunOn(pool, layer, layer.All(), request), reference, "gates given");
+}
+
+TEST(FfnTest, OneExecutorServesRequestsOfChangingSize) {
+  const RandomLayer layer(WeightType::kF16, 64, 300, 71);
+  base::ThreadPool pool({.threads = 2});
+  FfnExecutor executor(&pool, layer.hidden(), layer.ffn(), 40);
+  for (int64_t rows : {40, 1, 17, 16, 2, 33}) {
+    const std::vector<float> x = RandomInput(rows, layer.hidden(), rows);
+    const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.3, rows);
+    const FfnRequest request = MakeRequest(layer, rows, x, masks);
+    Outcome outcome{std::vector<float>(rows * layer.hidden(), -1.0f), {}};
+    outcome.statistics = executor.Run(layer.All(), request, outcome.y.data());
+    ExpectMatches(outcome, Reference(layer, Iota(layer.ffn()), request), std::to_string(rows) + " rows");
+  }
+}
+
+TEST(FfnTest, NotANumberInOneRowStaysInThatRow) {
+  const RandomLayer layer(WeightType::kF32, 64, 100, 81);
+  base::ThreadPool pool({.threads = 2});
+  for (int64_t rows : {2, 20}) {
+    std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+    x[5] = std::nanf("");
+    const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 1.0, 1);
+    const Outcome outcome = RunOn(pool, layer, layer.All(), MakeRequest(layer, rows, x, masks));
+    EXPECT_TRUE(std::isnan(outcome.y[0]));
+    for (size_t i = layer.hidden(); i < outcome.y.size(); ++i) ASSERT_TRUE(std::isfinite(outcome.y[i])) << i;
+  }
+}
+
+// The bound is tight enough to notice one neuron.
+TEST(FfnTest, ReferenceRejectsAMissingNeuron) {
+  const RandomLayer layer(WeightType::kF16, 64, 400, 91);
+  base::ThreadPool pool({.threads = 1});
+  const std::vector<float> x = RandomInput(1, layer.hidden(), 8);
+  std::vector<uint64_t> masks = RandomMasks(1, layer.ffn(), 1.0, 1);
+  FfnRequest request = MakeRequest(layer, 1, x, masks);
+  request.activation = Activation::kSilu;
+  const ReferenceResult reference = Reference(layer, Iota(layer.ffn()), request);
+  for (int64_t neuron : {0, 63, 399}) {
+    std::vector<uint64_t> missing = masks;
+    ClearBit(missing.data(), neuron);
+    request.masks = missing.data();
+    const Outcome outcome = RunOn(pool, layer, layer.All(), request);
+    int64_t outside = 0;
+    for (size_t i = 0; i < outcome.y.size(); ++i) {
+      outside += !kernels::Within(outcome.y[i], reference.y[i], reference.bound[i]);
+    }
+    EXPECT_GT(outside, layer.hidden() / 2) << "neuron " << neuron;
+  }
+}
+
+}  // namespace
+}  // namespace isotherm::neuron
