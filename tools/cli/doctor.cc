@@ -1,0 +1,137 @@
+#include <sys/socket.h>
+
+#include <netinet/in.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <iostream>
+#include <thread>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/base/host.h"
+#include "common/base/unique_fd.h"
+#include "common/kernels/row_kernels.h"
+#include "tools/cli/commands.h"
+
+ABSL_FLAG(std::string, shm_directory, "/dev/shm", "Where the workers will put exchange regions.");
+ABSL_FLAG(std::vector<std::string>, ports, std::vector<std::string>({"7070", "9401", "9402", "9403"}),
+          "Loopback ports that should be free before the processes start.");
+
+namespace isotherm::cli {
+namespace {
+
+constexpr double kGiB = 1024.0 * 1024 * 1024;
+// A region for 256 rows of a model with hidden size 8192: about 4 slots of 16 MiB.
+constexpr int64_t kComfortableShm = int64_t{64} << 20;
+
+// One line for each finding; `problems` counts those that would keep Isotherm from working.
+class Report {
+ public:
+  void Good(const std::string& what, const std::string& finding) { Line("ok  ", what, finding); }
+  void Note(const std::string& what, const std::string& finding) { Line("note", what, finding); }
+  void Bad(const std::string& what, const std::string& finding) {
+    ++problems_;
+    Line("BAD ", what, finding);
+  }
+  int problems() const { return problems_; }
+
+ private:
+  static void Line(const char* verdict, const std::string& what, const std::string& finding) {
+    std::cout << absl::StrFormat("%s  %-16s %s\n", verdict, what, finding);
+  }
+  int problems_ = 0;
+};
+
+void CheckCpu(Report& report) {
+  const std::vector<std::string> targets = kernels::SupportedTargets();
+  if (targets.empty()) {
+    report.Bad("CPU", "no AVX2: the kernels need it");
+    return;
+  }
+  report.Good("CPU", absl::StrCat(base::PhysicalCores(), " cores, kernels run on ", targets.front(), " (also ",
+                                  absl::StrJoin(targets.begin() + 1, targets.end(), ", "), ")"));
+}
+
+void CheckMemory(Report& report) {
+  const absl::StatusOr<int64_t> available = base::AvailableMemory();
+  if (!available.ok()) return report.Bad("memory", std::string(available.status().message()));
+  report.Good("memory", absl::StrFormat("%.1f GiB available", *available / kGiB));
+}
+
+void CheckShm(Report& report) {
+  const std::string directory = absl::GetFlag(FLAGS_shm_directory);
+  const absl::StatusOr<int64_t> space = base::FreeSpace(directory);
+  if (!space.ok()) {
+    return report.Bad("shared memory", absl::StrCat(space.status().message(),
+                                                    "; the exchange would fall back to the inline transport"));
+  }
+  const std::string finding = absl::StrFormat("%s has %.2f GiB free", directory, *space / kGiB);
+  if (*space < kComfortableShm) {
+    return report.Bad("shared memory", finding + "; containers: raise shm_size or mount a tmpfs and use --shm-directory");
+  }
+  report.Good("shared memory", finding);
+}
+
+void CheckLockedMemory(Report& report) {
+  const int64_t limit = base::LockedMemoryLimit();
+  if (limit < 0 || limit == std::numeric_limits<int64_t>::max()) {
+    return report.Good("locked memory", "unlimited");
+  }
+  report.Note("locked memory",
+              absl::StrFormat("%.2f GiB (ulimit -l); only a GPU that registers the bundles needs more", limit / kGiB));
+}
+
+void CheckPort(Report& report, const std::string& port) {
+  const int number = std::atoi(port.c_str());
+  base::UniqueFd socket_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(number));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (number <= 0 || number > 65535) return report.Bad("port " + port, "not a port number");
+  if (bind(socket_fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
+    return report.Good("port " + port, "free");
+  }
+  report.Note("port " + port, absl::StrCat("not free (", std::strerror(errno), "): a running Isotherm, or something else"));
+}
+
+void CheckGpu(Report& report) {
+  std::error_code ignored;
+  if (std::filesystem::exists("/proc/driver/nvidia/version", ignored)) {
+    report.Note("GPU", "an NVIDIA driver is loaded; this build runs device host");
+  } else {
+    report.Note("GPU", "no NVIDIA driver: gpu_worker runs device host on the CPU");
+  }
+}
+
+absl::Status Run(const std::vector<std::string>&) {
+  Report report;
+  CheckCpu(report);
+  CheckMemory(report);
+  CheckShm(report);
+  CheckLockedMemory(report);
+  for (const std::string& port : absl::GetFlag(FLAGS_ports)) CheckPort(report, port);
+  CheckGpu(report);
+  std::cout << std::flush;
+  if (report.problems() == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(report.problems(), " problems found, marked BAD above"));
+}
+
+}  // namespace
+
+Command DoctorCommand() {
+  base::Program program;
+  program.name = "isotherm doctor";
+  program.summary = "Checks what Isotherm needs of this machine: instruction sets, memory, shared-memory space, locked-memory\n"
+                    "limit, ports and GPU. Exit code 1 if something would keep it from working.";
+  program.examples = "isotherm doctor\nisotherm doctor --shm-directory=/run/isotherm";
+  program.groups = {{"Checks", {"shm_directory", "ports"}}};
+  return {program, Run};
+}
+
+}  // namespace isotherm::cli

@@ -1,0 +1,60 @@
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/command_line.h"
+#include "common/rpc/server.h"
+#include "tools/cli/commands.h"
+
+namespace isotherm::cli {
+namespace {
+
+std::vector<Command> Commands() {
+  return {GenerateCommand(), TokenizeCommand(), ScoreCommand(), InspectCommand(), DoctorCommand()};
+}
+
+// "isotherm generate" without "isotherm ".
+std::string ShortName(const Command& command) { return command.program.name.substr(command.program.name.find(' ') + 1); }
+
+std::string Overview() {
+  std::string text =
+      "isotherm: talk to an Isotherm server, look into model files, check this machine.\n\n"
+      "Usage: isotherm COMMAND [flags] [arguments]\n\nCommands:\n";
+  for (const Command& command : Commands()) {
+    const std::string summary = command.program.summary.substr(0, command.program.summary.find_first_of(".\n") + 1);
+    absl::StrAppend(&text, "  ", ShortName(command), std::string(12 - ShortName(command).size(), ' '), summary, "\n");
+  }
+  absl::StrAppend(&text, "\n'isotherm COMMAND --help' teaches each. Start with:\n",
+                  "  make run                                  # a server with the demo model, and a story\n",
+                  "  isotherm generate \"Once upon a time\"\n");
+  return text;
+}
+
+int Run(int argc, char** argv) {
+  const std::string name = argc > 1 ? argv[1] : "";
+  if (name.empty() || name == "help" || name == "--help" || name == "-h") {
+    (name.empty() ? std::cerr : std::cout) << Overview();
+    return name.empty() ? 2 : 0;
+  }
+  if (name == "--version" || name == "version") {
+    std::cout << "isotherm " << base::Version() << "\n";
+    return 0;
+  }
+  for (const Command& command : Commands()) {
+    if (ShortName(command) != name) continue;
+    const auto parsed = base::ParseCommandLine(command.program, argc - 1, argv + 1);
+    if (!parsed.ok()) return rpc::ExitCode(parsed.status());
+    if (!parsed->answer.empty()) {
+      std::cout << parsed->answer;
+      return 0;
+    }
+    return rpc::ExitCode(command.run(parsed->arguments));
+  }
+  return rpc::ExitCode(base::UsageError(absl::StrCat("unknown command '", name, "'; 'isotherm --help' lists them")));
+}
+
+}  // namespace
+}  // namespace isotherm::cli
+
+int main(int argc, char** argv) { return isotherm::cli::Run(argc, argv); }

@@ -1,0 +1,38 @@
+#include <iostream>
+#include <iterator>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/rpc/server.h"
+#include "tools/cli/commands.h"
+
+ABSL_FLAG(std::string, address, "127.0.0.1:7070", "Gateway to talk to: host:port or unix:/path.");
+ABSL_FLAG(absl::Duration, wait, absl::Seconds(5), "How long to wait for the gateway to answer.");
+
+namespace isotherm::cli {
+
+base::FlagGroup ServerFlags() { return {"Server", {"address", "wait"}}; }
+
+absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToServer() {
+  const std::string address = absl::GetFlag(FLAGS_address);
+  std::shared_ptr<grpc::Channel> channel = rpc::MakeChannel(address);
+  const absl::Duration wait = absl::GetFlag(FLAGS_wait);
+  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + wait))) {
+    return absl::UnavailableError(absl::StrCat("no gateway answers at ", address, " within ", absl::FormatDuration(wait),
+                                               ". Start one (make run shows how) or name it with --address"));
+  }
+  return channel;
+}
+
+absl::StatusOr<std::string> ReadText(const std::vector<std::string>& arguments) {
+  if (arguments.size() > 1) {
+    return base::UsageError("more than one text given; put it in quotation marks");
+  }
+  if (arguments.size() == 1 && arguments.front() != "-") return arguments.front();
+  std::string text(std::istreambuf_iterator<char>(std::cin), {});
+  if (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+}  // namespace isotherm::cli
