@@ -8,15 +8,16 @@
 
 namespace isotherm::text {
 
-// Tokens to text as they come. What Push and Flush return is valid UTF-8 and, joined, equals Tokenizer::Decode of
-// the same ids with the same options. Copyable, so that a sequence can be rebuilt from a snapshot.
+// Tokens to text as they come. What Push and Flush return is valid UTF-8 and, joined, equals
+// Tokenizer::Decode of the same ids with the same options. Copyable, so that a sequence can be rebuilt from a
+// snapshot.
 class Detokenizer {
  public:
   // `tokenizer` outlives this.
   explicit Detokenizer(const Tokenizer& tokenizer, const DecodeOptions& options = {});
 
-  // The text that is complete with this token; what may still become a character is held back (at most 3 bytes).
-  // An id outside the vocabulary has no text.
+  // The text that is complete with this token; what may still become a character is held back (at most 3
+  // bytes). An id outside the vocabulary has no text.
   std::string Push(uint32_t id);
 
   // Ends the text: U+FFFD for a character that was not completed. Push may follow and begins a new character.

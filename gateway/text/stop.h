@@ -12,8 +12,8 @@
 namespace isotherm::text {
 
 // Finds the first of several stop strings in a stream of text, holding back text that may turn out to be the
-// beginning of one. The result does not depend on how the stream is cut: the stop string that is complete first
-// wins, and of several that end at the same byte the longest. Empty stop strings are ignored.
+// beginning of one. The result does not depend on how the stream is cut: the stop string that is complete
+// first wins, and of several that end at the same byte the longest. Empty stop strings are ignored.
 //
 // Text given in whole characters comes back in whole characters.
 class StopMatcher {
@@ -36,19 +36,22 @@ class StopMatcher {
   const std::optional<Match>& match() const { return match_; }
 
  private:
-  // One step of the Aho-Corasick automaton: from the longest stop prefix that the stream ends with to the next.
-  void Advance(char byte);
+  // One step of the Aho-Corasick automaton, whose state is the longest beginning of a stop string that the
+  // stream ends with.
+  ByteTrie::Node Next(ByteTrie::Node node, char byte) const;
 
   std::vector<std::string> stops_;
   ByteTrie trie_;
-  // By node: its length; the node of its longest proper suffix in the trie; the longest stop string it ends with.
+  // By node: its length; the node of its longest proper suffix in the trie; the longest stop string it ends
+  // with.
   std::vector<uint64_t> depth_;
   std::vector<ByteTrie::Node> fallback_;
   std::vector<std::optional<uint32_t>> ending_;
 
   ByteTrie::Node state_ = ByteTrie::kRoot;
   std::string held_;
-  uint64_t consumed_ = 0;
+  // Bytes handed out.
+  uint64_t released_ = 0;
   std::optional<Match> match_;
 };
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -21,7 +22,8 @@ struct EncodeOptions {
   // Unset: as the model file asks.
   std::optional<bool> add_bos;
   std::optional<bool> add_eos;
-  // Whether "<s>" in the text is the control token (a rendered chat template) or five characters (a user's text).
+  // Whether "<s>" in the text is the control token (a rendered chat template) or five characters (a user's
+  // text).
   bool parse_special = false;
 };
 
@@ -42,12 +44,13 @@ class Tokenizer {
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
-  // `text` is UTF-8: InvalidArgument with the byte offset where it is not. Time is O(n log n) whatever the text.
-  // Bytes that the vocabulary has no token for yield none, as in Hugging Face's byte-level BPE.
-  absl::StatusOr<std::vector<uint32_t>> Encode(absl::string_view text, const EncodeOptions& options = {}) const;
+  // `text` is UTF-8: InvalidArgument with the byte offset where it is not. Time is O(n log n) whatever the
+  // text. Bytes that the vocabulary has no token for yield none, as in Hugging Face's byte-level BPE.
+  absl::StatusOr<std::vector<uint32_t>> Encode(absl::string_view text,
+                                               const EncodeOptions& options = {}) const;
 
-  // The bytes a token stands for, which may be part of a character. Empty for an id outside the vocabulary and,
-  // unless `render_special`, for control and unknown tokens.
+  // The bytes a token stands for, which may be part of a character. Empty for an id outside the vocabulary
+  // and, unless `render_special`, for control and unknown tokens.
   std::string PieceBytes(uint32_t id, bool render_special = false) const;
 
   // UTF-8 with U+FFFD for bytes that are none. InvalidArgument for an id outside the vocabulary.
@@ -62,6 +65,10 @@ class Tokenizer {
 
  private:
   explicit Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary)) {}
+
+  // Text between whole tokens is encoded on its own; SentencePiece puts a space before each such section.
+  absl::Status EncodeSections(absl::string_view text, const ByteTrie& whole_tokens,
+                              std::vector<uint32_t>* ids) const;
 
   Vocabulary vocabulary_;
   std::unique_ptr<const TextEncoder> encoder_;

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "common/gguf/file.h"
 
 namespace isotherm::text {
@@ -29,6 +30,9 @@ enum class TokenType : uint8_t {
   kUnused = 5,
   kByte = 6,  // "<0x0A>": one byte of a character that has no token
 };
+
+// The byte that "<0x0A>", the text of a byte token, stands for.
+std::optional<uint8_t> ByteOfToken(absl::string_view text);
 
 struct Token {
   std::string text;
@@ -64,9 +68,9 @@ struct Vocabulary {
   // SentencePiece only: text is read as though a space stood before it.
   bool add_space_prefix = false;
 
-  // Reads and validates the keys tokenizer.ggml.*. InvalidArgument, naming the key, for missing keys, arrays of
-  // different lengths, ids out of range and merges of unknown tokens; Unimplemented, listing what there is, for
-  // other values of tokenizer.ggml.model and tokenizer.ggml.pre.
+  // Reads and validates the keys tokenizer.ggml.*. InvalidArgument, naming the key, for missing keys, arrays
+  // of different lengths, ids out of range and merges of unknown tokens; Unimplemented, listing what there
+  // is, for other values of tokenizer.ggml.model and tokenizer.ggml.pre.
   static absl::StatusOr<Vocabulary> FromFile(const gguf::File& file);
 
   // What FromFile checks of ids, scores and byte tokens, for a vocabulary made otherwise.
