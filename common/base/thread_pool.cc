@@ -18,7 +18,8 @@ namespace {
 // Two cache lines: the adjacent-line prefetcher of x86 moves them in pairs.
 constexpr size_t kLine = 128;
 
-// The caller spins at least this long for the last members: about what a futex sleep and wake-up cost together.
+// The caller spins at least this long for the last members: about what a futex sleep and wake-up cost
+// together.
 constexpr int kStragglerSpinUs = 5;
 
 // Pauses between two looks at the clock, about a microsecond.
@@ -77,9 +78,9 @@ void PinThisThread(int cpu) {
 
 // A Run is published by advancing `generation`, and is over when `pending` reaches 0.
 //
-// No wake-up is lost: a member adds itself to `parked` before the kernel compares `generation`, and the caller advances
-// `generation` before it reads `parked`, all sequentially consistent, so one of the two sees the other. The same pair
-// with the roles exchanged is `caller_parked` and `pending`.
+// No wake-up is lost: a member adds itself to `parked` before the kernel compares `generation`, and the
+// caller advances `generation` before it reads `parked`, all sequentially consistent, so one of the two sees
+// the other. The same pair with the roles exchanged is `caller_parked` and `pending`.
 struct ThreadPool::State {
   Options options;
   std::vector<int> cpus;  // Empty unless members are pinned.
@@ -171,7 +172,8 @@ void ThreadPool::RunErased(void (*call)(const void*, int), const void* context) 
   if (!state.members.empty()) state.AwaitMembers();
 }
 
-// The ticket needs no order of its own: Run publishes the reset, and its end orders the last draw before the next reset.
+// The ticket needs no order of its own: Run publishes the reset, and its end orders the last draw before the
+// next reset.
 void ThreadPool::ResetTicket() { state_->ticket.store(0, std::memory_order_relaxed); }
 
 int64_t ThreadPool::NextTicket() { return state_->ticket.fetch_add(1, std::memory_order_relaxed); }

@@ -28,6 +28,8 @@ struct RowKernels {
 // Resolve once, outside loops.
 const RowKernels& GetRowKernels(WeightType type);
 
+// Why this CPU cannot run the kernels, or null. Ask before anything else of this room is called.
+const char* UnsupportedCpuReason();
 // Highway's name of the instruction set the kernels run on, for example "AVX3_DL".
 std::string ActiveTarget();
 // Those compiled in that this CPU has, best first.

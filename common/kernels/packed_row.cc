@@ -1,0 +1,135 @@
+#include "common/kernels/packed_row.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+
+#include "common/kernels/pack_kernels.h"
+#include "common/kernels/row_kernels.h"
+
+namespace isotherm::kernels {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+// Of Q8_0 and Q4_0.
+constexpr int64_t kBlockColumns = 32;
+constexpr int64_t kScaleBytes = 2;
+
+struct TypeTraits {
+  const char* name;
+  int64_t block_columns;
+  int64_t block_bytes;
+};
+
+constexpr TypeTraits kTraits[] = {{"F32", 1, 4},    {"F16", 1, 2},      {"BF16", 1, 2},    {"Q8_0", 32, 34},
+                                  {"Q4_0", 32, 18}, {"Q4_K", 256, 144}, {"Q6_K", 256, 210}};
+
+const TypeTraits& Traits(WeightType type) { return kTraits[static_cast<int>(type)]; }
+
+bool HasScalesApart(WeightType type) { return type == WeightType::kQ8_0 || type == WeightType::kQ4_0; }
+
+void ZeroPadding(WeightType type, int64_t columns, uint8_t* packed) {
+  const int64_t used = FileRowBytes(type, columns);
+  std::memset(packed + used, 0, static_cast<size_t>(PackedRowBytes(type, columns) - used));
+}
+
+}  // namespace
+
+const char* WeightTypeName(WeightType type) { return Traits(type).name; }
+
+int64_t BlockColumns(WeightType type) { return Traits(type).block_columns; }
+
+int64_t FileRowBytes(WeightType type, int64_t columns) {
+  return columns / Traits(type).block_columns * Traits(type).block_bytes;
+}
+
+int64_t PackedRowBytes(WeightType type, int64_t columns) {
+  return (FileRowBytes(type, columns) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+void PackRow(WeightType type, const uint8_t* file_row, int64_t columns, uint8_t* packed) {
+  if (HasScalesApart(type)) {
+    const int64_t block_bytes = Traits(type).block_bytes;
+    const int64_t quant_bytes = block_bytes - kScaleBytes;
+    const int64_t blocks = columns / kBlockColumns;
+    uint8_t* const scales = packed + blocks * quant_bytes;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const uint8_t* const block = file_row + i * block_bytes;
+      std::memcpy(scales + i * kScaleBytes, block, kScaleBytes);
+      std::memcpy(packed + i * quant_bytes, block + kScaleBytes, static_cast<size_t>(quant_bytes));
+    }
+  } else {
+    std::memcpy(packed, file_row, static_cast<size_t>(FileRowBytes(type, columns)));
+  }
+  ZeroPadding(type, columns, packed);
+}
+
+void UnpackFileRow(WeightType type, const uint8_t* file_row, int64_t columns, float* out) {
+  // By way of packed pieces, so that every format is decoded in one place.
+  constexpr int64_t kPiece = 512;
+  alignas(kAlignment) uint8_t packed[kPiece * sizeof(float)];
+  const auto unpack = GetRowKernels(type).unpack;
+  for (int64_t begin = 0; begin < columns; begin += kPiece) {
+    const int64_t count = std::min(kPiece, columns - begin);
+    PackRow(type, file_row + FileRowBytes(type, begin), count, packed);
+    unpack(packed, count, out + begin);
+  }
+}
+
+void UnpackRow(WeightType type, const uint8_t* packed, int64_t columns, float* out) {
+  GetRowKernels(type).unpack(packed, columns, out);
+}
+
+void PackFloatRow(WeightType type, const float* values, int64_t columns, uint8_t* packed) {
+  const PackKernels& kernels = GetPackKernels();
+  const auto scales_after = [&](int64_t bytes) { return reinterpret_cast<uint16_t*>(packed + bytes); };
+  switch (type) {
+    case WeightType::kF32:
+      std::memcpy(packed, values, static_cast<size_t>(columns) * sizeof(float));
+      break;
+    case WeightType::kF16:
+      kernels.round_f16(values, columns, reinterpret_cast<uint16_t*>(packed));
+      break;
+    case WeightType::kBF16:
+      kernels.round_bf16(values, columns, reinterpret_cast<uint16_t*>(packed));
+      break;
+    case WeightType::kQ8_0:
+      kernels.quantize_q8_0(values, columns, reinterpret_cast<int8_t*>(packed), scales_after(columns));
+      break;
+    case WeightType::kQ4_0:
+      kernels.quantize_q4_0(values, columns, packed, scales_after(columns / 2));
+      break;
+    case WeightType::kQ4_K:
+    case WeightType::kQ6_K:
+      std::abort();  // Outside the contract: nothing writes these types.
+  }
+  ZeroPadding(type, columns, packed);
+}
+
+float HalfToFloat(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
+  const uint32_t magnitude = half & 0x7fff;
+  // Infinities and NaNs keep the largest exponent; everything else is exact after scaling by the difference
+  // of the exponent biases, 2^(127 - 15), subnormals included.
+  if (magnitude >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+  return std::bit_cast<float>(sign |
+                              std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f));
+}
+
+uint16_t FloatToHalf(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  const uint32_t magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return sign | 0x7e00;
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;  // 65520 and above round to infinity.
+  if (magnitude < 0x38800000) {
+    // Subnormal: adding 1/2 leaves units of 2^-24 in the last place, rounded by the addition itself.
+    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(0.5f)));
+  }
+  const uint32_t odd = magnitude >> 13 & 1;
+  return static_cast<uint16_t>(sign | (magnitude - (112u << 23) + 0xfff + odd) >> 13);
+}
+
+}  // namespace isotherm::kernels

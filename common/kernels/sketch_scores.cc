@@ -1,0 +1,131 @@
+#include "common/kernels/sketch_layout.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "common/kernels/sketch_scores.cc"
+#include "common/kernels/decode-inl.h"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace isotherm::kernels {
+namespace HWY_NAMESPACE {
+
+// Vectors of one panel: one of AVX-512, two halves with AVX2.
+inline constexpr int64_t kParts = sketch::kLanes / LanesF();
+
+using VI32 = hn::Vec<DI32>;
+using DBytes = hn::Repartition<uint8_t, DF>;
+using VBytes = hn::Vec<DBytes>;
+
+// Exact sums of products of unsigned nibbles and signed bytes, four to a lane.
+#if HWY_TARGET <= HWY_AVX3_DL
+class LaneSums {
+ public:
+  HWY_INLINE explicit LaneSums(VI32 start) : sums_(start) {}
+  HWY_INLINE void Add(VBytes nibbles, VBytes quants) {
+    // In assembly because Highway's AVX3_DL checks the CPU for AVX512_VNNI but does not enable it in the
+    // compiler.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums_.raw) : "v"(nibbles.raw), "v"(quants.raw));
+  }
+  HWY_INLINE VI32 Total() const { return sums_; }
+
+ private:
+  VI32 sums_;
+};
+#else
+class LaneSums {
+ public:
+  HWY_INLINE explicit LaneSums(VI32 start) : start_(start), pairs_(hn::Zero(DPairs())) {}
+  // Nothing saturates: eight vectors of two products of at most 15 * 127 make 30480.
+  HWY_INLINE void Add(VBytes nibbles, VBytes quants) { pairs_ = hn::Add(pairs_, PairSums(nibbles, quants)); }
+  HWY_INLINE VI32 Total() const { return hn::Add(start_, FoldPairs(pairs_)); }
+
+ private:
+  using DPairs = hn::Repartition<int16_t, DF>;
+  using VPairs = hn::Vec<DPairs>;
+#if HWY_TARGET <= HWY_AVX3
+  static HWY_INLINE VPairs PairSums(VBytes a, VBytes b) { return VPairs{_mm512_maddubs_epi16(a.raw, b.raw)}; }
+  static HWY_INLINE VI32 FoldPairs(VPairs pairs) {
+    return VI32{_mm512_madd_epi16(pairs.raw, hn::Set(DPairs(), 1).raw)};
+  }
+#else
+  static HWY_INLINE VPairs PairSums(VBytes a, VBytes b) { return VPairs{_mm256_maddubs_epi16(a.raw, b.raw)}; }
+  static HWY_INLINE VI32 FoldPairs(VPairs pairs) {
+    return VI32{_mm256_madd_epi16(pairs.raw, hn::Set(DPairs(), 1).raw)};
+  }
+#endif
+
+  VI32 start_;
+  VPairs pairs_;
+};
+#endif
+
+// Adds up sixteen lanes, by halves: the same order whether they are one vector or two.
+HWY_INLINE float SumOfSixteen(const VF (&sums)[kParts]) {
+#if HWY_TARGET <= HWY_AVX3
+  const auto eight = hn::Add(hn::LowerHalf(sums[0]), hn::UpperHalf(hn::Half<DF>(), sums[0]));
+#else
+  const auto eight = hn::Add(sums[0], sums[1]);
+#endif
+  using D8 = hn::CappedTag<float, 8>;
+  using D4 = hn::Half<D8>;
+  const auto four = hn::Add(hn::LowerHalf(eight), hn::UpperHalf(D4(), eight));
+  const auto two = hn::Add(four, hn::Shuffle1032(four));
+  return hn::GetLane(hn::Add(two, hn::Shuffle2301(two)));
+}
+
+HWY_INLINE float ScoreRow(const uint8_t* row, const uint8_t* input, int64_t panels) {
+  const DF d;
+  const DBytes bytes;
+  const auto nibble = hn::Set(bytes, 15);
+  const uint8_t* scales = row + panels * sketch::kNibbleBytes;
+  VF sums[kParts];
+  HWY_UNROLL(2)
+  for (int64_t part = 0; part < kParts; ++part) sums[part] = hn::Zero(d);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const auto* const offsets = reinterpret_cast<const int32_t*>(input + sketch::kQuantBytes);
+    const auto* const input_scales =
+        reinterpret_cast<const float*>(input + sketch::kQuantBytes + sketch::kOffsetBytes);
+    HWY_UNROLL(2)
+    for (int64_t part = 0; part < kParts; ++part) {
+      const int64_t lane = part * LanesF();
+      LaneSums products(hn::LoadU(DI32(), offsets + lane));
+      HWY_UNROLL(4)
+      for (int64_t v = 0; v < sketch::kNibbleVectors; ++v) {
+        const int64_t offset = v * sketch::kVectorBytes + 4 * lane;
+        const auto pairs = hn::LoadU(bytes, row + offset);
+        const auto high = hn::BitCast(bytes, hn::ShiftRight<4>(hn::BitCast(DU32(), pairs)));
+        products.Add(hn::And(pairs, nibble), hn::LoadU(bytes, input + offset));
+        products.Add(hn::And(high, nibble), hn::LoadU(bytes, input + sketch::kNibbleBytes + offset));
+      }
+      const auto scaled = hn::Mul(hn::ConvertTo(d, products.Total()), hn::LoadU(d, input_scales + lane));
+      sums[part] = hn::MulAdd(scaled, LoadHalf(scales + 2 * lane), sums[part]);
+    }
+    row += sketch::kNibbleBytes;
+    scales += sketch::kScaleBytes;
+    input += sketch::kInputBytes;
+  }
+  return SumOfSixteen(sums);
+}
+
+void ScoreEach(const uint8_t* rows, int64_t row_bytes, int64_t num_rows, const uint8_t* input, int64_t panels,
+               float* scores) {
+  for (int64_t r = 0; r < num_rows; ++r) scores[r] = ScoreRow(rows + r * row_bytes, input, panels);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace isotherm::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace isotherm::kernels {
+
+HWY_EXPORT(ScoreEach);
+
+void sketch::ScoreRows(const uint8_t* rows, int64_t row_bytes, int64_t num_rows, const uint8_t* input,
+                       int64_t panels, float* scores) {
+  HWY_DYNAMIC_DISPATCH(ScoreEach)(rows, row_bytes, num_rows, input, panels, scores);
+}
+
+}  // namespace isotherm::kernels
+#endif  // HWY_ONCE

@@ -1,0 +1,42 @@
+#include "common/kernels/tolerance.h"
+
+#include <cmath>
+
+namespace isotherm::kernels {
+
+double UnitRoundOff() { return 0x1p-24; }
+
+double DotTolerance(int64_t k, double norm_a, double norm_b) {
+  constexpr double kConfidence = 4.0;
+  return kConfidence * UnitRoundOff() * std::sqrt(static_cast<double>(k)) * norm_a * norm_b;
+}
+
+double QuantizationError(WeightType type) {
+  // |rounded - value| / |value| over 3 * 10^6 standard normal values, Euclidean norms. For Q4_K and Q6_K with
+  // a plain absolute-maximum (minimum and maximum) quantiser; writers that search for better scales stay
+  // below.
+  switch (type) {
+    case WeightType::kF32:
+      return 0.0;
+    case WeightType::kF16:
+      return 2.1e-4;
+    case WeightType::kBF16:
+      return 1.7e-3;
+    case WeightType::kQ8_0:
+      return 5.4e-3;
+    case WeightType::kQ4_0:
+      return 8.6e-2;
+    case WeightType::kQ4_K:
+      return 7.9e-2;
+    case WeightType::kQ6_K:
+      return 1.9e-2;
+  }
+  return 0.0;
+}
+
+bool Within(double computed, double exact, double bound) {
+  if (std::isinf(computed) || std::isinf(exact)) return computed == exact;
+  return std::abs(computed - exact) <= bound;  // False for NaN.
+}
+
+}  // namespace isotherm::kernels
