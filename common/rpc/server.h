@@ -1,17 +1,21 @@
 #ifndef ISOTHERM_COMMON_RPC_SERVER_H_
 #define ISOTHERM_COMMON_RPC_SERVER_H_
 
+#include <grpcpp/grpcpp.h>
+
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include <grpcpp/grpcpp.h>
-
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/observe/metrics.h"
+#include "common/rpc/call.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/main.h"
+#include "common/rpc/status.h"
 
 namespace isotherm::rpc {
 
@@ -19,9 +23,11 @@ struct ServerOptions {
   // gRPC addresses: "unix:/path/socket" or "host:port" (port 0 picks one).
   std::vector<std::string> listen;
   std::string metrics_listen;  // "" for none
-  int max_message_bytes = 64 << 20;
+  int max_message_bytes = kDefaultMaxMessageBytes;
+  // Calls that run at once, each on a thread of its own; one more is refused with RESOURCE_EXHAUSTED.
   int max_concurrent_streams = 1024;
-  // SIGTERM or SIGINT: not serving, refuse new calls, let running ones finish for this long, then cancel them.
+  // SIGTERM or SIGINT: not serving, refuse new calls, let running ones finish for this long, then cancel
+  // them.
   absl::Duration drain_timeout = absl::Seconds(30);
 };
 
@@ -32,24 +38,27 @@ class Server {
   // Blocks SIGTERM and SIGINT for the calling thread and all it creates: call first in main.
   static void BlockSignals();
 
-  // Listens. A port taken or a socket path that cannot be bound is an error that names it. A stale Unix socket (nobody
-  // accepts on it) is replaced. Services outlive the server.
+  // Listens. A port taken or a socket path that cannot be bound is an error that names it. A stale Unix
+  // socket (nobody accepts on it) is replaced. Services outlive the server; until SetServing they are not
+  // serving, with the cause "starting".
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        const std::vector<grpc::Service*>& services);
+  // Cancels what still runs and waits for the handlers to return.
   ~Server();
 
-  // Health of one service by its full name ("isotherm.v1.InferenceService") and of "" (all serving). `cause` is empty while
-  // serving; otherwise it shows in logs, in the metric isotherm_serving{service,cause} and in cause().
+  // Health of one service by its full name ("isotherm.v1.InferenceService") and of "" (all serving). `cause`
+  // is empty while serving; otherwise it shows in logs, in the metric isotherm_serving{service,cause} and in
+  // cause(). Once the server drains nothing serves again.
   void SetServing(const std::string& service, bool serving, const std::string& cause);
   std::string cause(const std::string& service) const;
 
   // Ports of the TCP listeners in the order of options.listen (0 for Unix sockets).
   std::vector<int> ports() const;
-  int metrics_port() const;
+  int metrics_port() const;  // 0 for none
   bool draining() const;
 
-  // Returns after a signal or Shutdown() once drained. `on_drain` runs when the drain begins, before running calls are waited
-  // for.
+  // Returns after a signal or Shutdown() once drained. `on_drain` runs when the drain begins, before running
+  // calls are waited for. A second signal cancels the running calls at once. Call once.
   absl::Status ServeUntilSignal(const std::function<void()>& on_drain = {});
   void Shutdown();  // from any thread; as a signal would
 
@@ -58,23 +67,6 @@ class Server {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-grpc::Status ToGrpc(const absl::Status& status);
-absl::Status FromGrpc(const grpc::Status& status);
-
-// Status with google.rpc details: RetryInfo for a full queue; BadRequest naming the field.
-grpc::Status ResourceExhausted(const std::string& message, absl::Duration retry_after);
-absl::Status InvalidField(const std::string& field, const std::string& problem);
-
-// Runs a handler: catches exceptions (INTERNAL), maps the status, counts isotherm_rpc_total{method,code} and observes
-// isotherm_rpc_seconds{method}. Every handler body goes through it.
-grpc::Status Handle(const char* method, grpc::ServerContext* context, const std::function<absl::Status()>& body);
-
-// A channel with the message limits, keepalive and no-delay every process uses. "unix:..." or "host:port".
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
-
-// Exit codes of every binary: 0 drained, 1 runtime failure, 2 usage. Prints the reason as the last line on stderr.
-int ExitCode(const absl::Status& status);
 
 }  // namespace isotherm::rpc
 

@@ -1,0 +1,65 @@
+#include "common/rpc/health.h"
+
+#include <spdlog/spdlog.h>
+
+#include "absl/strings/str_cat.h"
+#include "common/observe/metrics.h"
+
+namespace isotherm::rpc {
+
+Health::Health(grpc::HealthCheckServiceInterface* shown, const std::vector<std::string>& services)
+    : shown_(shown) {
+  absl::MutexLock lock(&mutex_);
+  for (const std::string& service : services) Set(service, "starting");
+}
+
+void Health::SetServing(const std::string& service, bool serving, const std::string& cause) {
+  absl::MutexLock lock(&mutex_);
+  if (draining_) return;
+  const auto before = causes_.find(service);
+  const std::string now = serving ? "" : cause.empty() ? "unknown" : cause;
+  if (before != causes_.end() && before->second == now) return;
+  if (serving) {
+    spdlog::info("{} is serving", service);
+  } else {
+    spdlog::warn("{} is not serving: {}", service, now);
+  }
+  Set(service, now);
+}
+
+void Health::BeginDrain() {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+  for (const auto& [service, cause] : causes_) Set(service, "draining");
+}
+
+std::string Health::cause(const std::string& service) const {
+  absl::MutexLock lock(&mutex_);
+  if (service.empty()) return OverallCause();
+  const auto found = causes_.find(service);
+  return found == causes_.end() ? "unknown service" : found->second;
+}
+
+bool Health::draining() const {
+  absl::MutexLock lock(&mutex_);
+  return draining_;
+}
+
+void Health::Set(const std::string& service, const std::string& cause) {
+  causes_[service] = cause;
+  observe::Registry::Global().SetState("isotherm_serving",
+                                       "1 if the service answers calls, else 0 with the cause.",
+                                       {{"service", service}}, {{"cause", cause}}, cause.empty() ? 1 : 0);
+  if (shown_ == nullptr) return;
+  shown_->SetServingStatus(service, cause.empty());
+  shown_->SetServingStatus("", OverallCause().empty());
+}
+
+std::string Health::OverallCause() const {
+  for (const auto& [service, cause] : causes_) {
+    if (!cause.empty()) return absl::StrCat(service, ": ", cause);
+  }
+  return "";
+}
+
+}  // namespace isotherm::rpc
