@@ -1,0 +1,170 @@
+#include "gateway/workers/grpc_worker_client.h"
+
+#include <chrono>
+#include <utility>
+
+#include <grpcpp/grpcpp.h>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/rpc/server.h"
+#include "isotherm/worker/v1/model_runner.grpc.pb.h"
+
+namespace isotherm::gateway {
+namespace {
+
+using worker::v1::ModelRunnerService;
+
+// One Step stream. Its operations run one at a time on a completion queue of their own, which bounds every wait without a
+// thread to watch it. Destruction cancels the stream.
+class StepStream {
+ public:
+  static absl::StatusOr<std::unique_ptr<StepStream>> Open(ModelRunnerService::Stub* stub, absl::Time deadline) {
+    auto stream = std::unique_ptr<StepStream>(new StepStream());
+    stream->call_ = stub->PrepareAsyncStep(&stream->context_, &stream->queue_);
+    stream->call_->StartCall(stream.get());
+    ISOTHERM_RETURN_IF_ERROR(stream->Finished("opening the step stream", deadline));
+    return stream;
+  }
+
+  ~StepStream() {
+    context_.TryCancel();
+    queue_.Shutdown();
+    // A cancelled call completes what is pending, so this ends.
+    void* tag;
+    bool ok;
+    while (queue_.Next(&tag, &ok)) {
+    }
+  }
+
+  absl::StatusOr<worker::v1::StepResponse> RoundTrip(const worker::v1::StepRequest& request, absl::Time deadline) {
+    call_->Write(request, this);
+    ISOTHERM_RETURN_IF_ERROR(Finished("sending a step", deadline));
+    call_->Read(&response_, this);
+    ISOTHERM_RETURN_IF_ERROR(Finished("waiting for a step", deadline));
+    return std::move(response_);
+  }
+
+ private:
+  StepStream() = default;
+
+  absl::Status Finished(const char* what, absl::Time deadline) {
+    void* tag;
+    bool ok = false;
+    switch (queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(deadline))) {
+      case grpc::CompletionQueue::GOT_EVENT:
+        return ok ? absl::OkStatus() : Cause(what);
+      case grpc::CompletionQueue::TIMEOUT:
+        return absl::UnavailableError(absl::StrCat("the GPU worker did not answer in time while ", what));
+      case grpc::CompletionQueue::SHUTDOWN:
+        break;
+    }
+    return absl::InternalError("the step stream's queue is shut down");
+  }
+
+  // The stream is over; the peer's status says why.
+  absl::Status Cause(const char* what) {
+    constexpr absl::Duration kStatusTimeout = absl::Milliseconds(200);
+    grpc::Status status;
+    void* tag;
+    bool ok;
+    call_->Finish(&status, this);
+    if (queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(absl::Now() + kStatusTimeout)) !=
+        grpc::CompletionQueue::GOT_EVENT) {
+      // `status` must outlive the operation.
+      context_.TryCancel();
+      queue_.Next(&tag, &ok);
+    }
+    return absl::UnavailableError(absl::StrCat("the GPU worker is lost while ", what, ": ",
+                                               status.ok() ? "it closed the stream" : status.error_message()));
+  }
+
+  grpc::ClientContext context_;
+  grpc::CompletionQueue queue_;
+  std::unique_ptr<grpc::ClientAsyncReaderWriter<worker::v1::StepRequest, worker::v1::StepResponse>> call_;
+  worker::v1::StepResponse response_;  // a pending read writes into it
+};
+
+absl::Status CheckAnswer(const worker::v1::StepRequest& request, const worker::v1::StepResponse& response) {
+  if (response.step_id() != request.step_id()) {
+    return absl::UnavailableError(
+        absl::StrCat("the GPU worker answered step ", response.step_id(), ", not ", request.step_id()));
+  }
+  if (response.has_failure()) return absl::OkStatus();
+  const worker::v1::StepSuccess& success = response.success();
+  if (success.outputs_size() != request.slices_size()) {
+    return absl::UnavailableError(absl::StrCat("the GPU worker answered ", success.outputs_size(), " of ",
+                                               request.slices_size(), " slices"));
+  }
+  for (int i = 0; i < request.slices_size(); ++i) {
+    if (success.outputs(i).sequence_id() != request.slices(i).sequence_id()) {
+      return absl::UnavailableError(absl::StrCat("the GPU worker's output ", i, " is for another sequence"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FailureStatus(const worker::v1::StepFailure& failure) {
+  if (failure.retryable()) return absl::UnavailableError(failure.message());
+  const auto code = static_cast<absl::StatusCode>(failure.code());
+  const bool misleading = code == absl::StatusCode::kOk || code == absl::StatusCode::kUnavailable;
+  return absl::Status(misleading ? absl::StatusCode::kInternal : code, failure.message());
+}
+
+class GrpcWorkerClient final : public WorkerClient {
+ public:
+  explicit GrpcWorkerClient(std::string address) : address_(std::move(address)) {}
+
+  absl::StatusOr<worker::v1::GetRunnerResponse> Connect(absl::Duration timeout) override {
+    // A new channel: one that failed holds back its next attempt for longer and longer.
+    stream_.reset();
+    stub_ = ModelRunnerService::NewStub(rpc::MakeChannel(address_));
+    // The stream before the question: should the process be replaced in between, the stream is dead.
+    ISOTHERM_ASSIGN_OR_RETURN(stream_, StepStream::Open(stub_.get(), absl::Now() + timeout));
+    absl::StatusOr<worker::v1::GetRunnerResponse> runner = GetRunner(timeout);
+    if (!runner.ok()) stream_.reset();
+    return runner;
+  }
+
+  absl::StatusOr<worker::v1::GetRunnerResponse> GetRunner(absl::Duration timeout) override {
+    if (stub_ == nullptr) return absl::UnavailableError("not connected to the GPU worker yet");
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    worker::v1::GetRunnerResponse response;
+    const grpc::Status status = stub_->GetRunner(&context, {}, &response);
+    if (!status.ok()) {
+      return absl::UnavailableError(absl::StrCat("the GPU worker at ", address_, " does not answer: ",
+                                                 status.error_message()));
+    }
+    return response;
+  }
+
+  absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request,
+                                               absl::Duration timeout) override {
+    if (stream_ == nullptr) return absl::UnavailableError("not connected to the GPU worker");
+    auto response = stream_->RoundTrip(request, absl::Now() + timeout);
+    if (!response.ok()) {
+      stream_.reset();
+      return response.status();
+    }
+    if (absl::Status fits = CheckAnswer(request, *response); !fits.ok()) {
+      stream_.reset();
+      return fits;
+    }
+    if (response->has_failure()) return FailureStatus(response->failure());
+    return std::move(*response->mutable_success());
+  }
+
+ private:
+  const std::string address_;
+  std::unique_ptr<ModelRunnerService::Stub> stub_;
+  std::unique_ptr<StepStream> stream_;
+};
+
+}  // namespace
+
+std::unique_ptr<WorkerClient> NewGrpcWorkerClient(const std::string& address) {
+  return std::make_unique<GrpcWorkerClient>(address);
+}
+
+}  // namespace isotherm::gateway

@@ -1,0 +1,17 @@
+#ifndef ISOTHERM_GATEWAY_WORKERS_GRPC_WORKER_CLIENT_H_
+#define ISOTHERM_GATEWAY_WORKERS_GRPC_WORKER_CLIENT_H_
+
+#include <memory>
+#include <string>
+
+#include "gateway/workers/worker_client.h"
+
+namespace isotherm::gateway {
+
+// ModelRunnerService at `address` ("unix:/path" or "host:port"). Does not connect until asked. An answer that does not
+// fit its request (another step id, outputs missing) ends the stream as a broken connection does.
+std::unique_ptr<WorkerClient> NewGrpcWorkerClient(const std::string& address);
+
+}  // namespace isotherm::gateway
+
+#endif  // ISOTHERM_GATEWAY_WORKERS_GRPC_WORKER_CLIENT_H_
