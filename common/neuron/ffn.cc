@@ -49,7 +49,7 @@ struct FfnExecutor::Workspace {
   // y[rows of the job] for up to kSparseRows or kTiledRows rows.
   FfnStatistics RunSparse(const Job& job, float* y);
   FfnStatistics RunTiled(const Job& job, float* y);
-  void BuildUnion(const Job& job);
+  void BuildUnion(Job* job);
 
   base::ThreadPool* const pool;
   const int64_t threads;
@@ -100,12 +100,13 @@ FfnExecutor::Workspace::Workspace(base::ThreadPool* pool, int64_t hidden, int64_
   for (int64_t i = 0; i < threads; ++i) scratch_.emplace_back(hidden);
 }
 
-void FfnExecutor::Workspace::BuildUnion(const Job& job) {
-  std::copy_n(job.Mask(0), words, union_mask_.data());
-  for (int64_t row = 1; row < job.rows; ++row) {
-    const uint64_t* mask = job.Mask(row);
+void FfnExecutor::Workspace::BuildUnion(Job* job) {
+  std::copy_n(job->Mask(0), words, union_mask_.data());
+  for (int64_t row = 1; row < job->rows; ++row) {
+    const uint64_t* mask = job->Mask(row);
     for (int64_t w = 0; w < words; ++w) union_mask_[w] |= mask[w];
   }
+  job->union_mask = union_mask_.data();
 }
 
 void FfnExecutor::Workspace::Reduce(int64_t partitions, int64_t row, int64_t column, float* y) const {
@@ -186,6 +187,7 @@ FfnStatistics FfnExecutor::Run(const BundleView& view, const FfnRequest& request
   job.gate = kernels::GetRowKernels(view.layout->gate_type);
   job.up = kernels::GetRowKernels(view.layout->up_type);
   job.down = kernels::GetRowKernels(view.layout->down_type);
+  job.gate_index = &workspace.gate_index;
   if (request.gate_values != nullptr) workspace.gate_index.Build(request.masks, request.rows);
 
   const bool sparse = request.rows <= kSparseRows;
@@ -193,7 +195,7 @@ FfnStatistics FfnExecutor::Run(const BundleView& view, const FfnRequest& request
   for (int64_t row = 0; row < request.rows; row += kTiledRows) {
     job.first_row = row;
     job.rows = std::min(kTiledRows, request.rows - row);
-    workspace.BuildUnion(job);
+    workspace.BuildUnion(&job);
     float* rows_y = y + row * workspace.hidden;
     const FfnStatistics part = sparse ? workspace.RunSparse(job, rows_y) : workspace.RunTiled(job, rows_y);
     total.computed += part.computed;
