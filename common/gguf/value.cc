@@ -118,10 +118,8 @@ std::optional<double> ReadFloat(Cursor& cursor, ValueType type) {
 }
 
 absl::Status WrongType(const Value& value, absl::string_view wanted) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      "is ",
-      value.is_array ? Describe(value) : absl::StrCat(Describe(value), " of type ", TypeDescription(value)),
-      " where ", wanted, " is expected"));
+  return absl::InvalidArgumentError(absl::StrCat("is ", Describe(value), " of type ", TypeDescription(value),
+                                                 " where ", wanted, " is expected"));
 }
 
 // Applies `read` to the one value of a scalar.

@@ -2,8 +2,8 @@
 #define ISOTHERM_COMMON_MODEL_METADATA_READER_H_
 
 #include <cstdint>
-#include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"

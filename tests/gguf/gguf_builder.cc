@@ -102,7 +102,7 @@ Bytes GgufBuilder::Build() const {
 
 Bytes GgufBuilder::EncodeString(const std::string& text) {
   Bytes result = Encode<uint64_t>(text.size());
-  result.insert(result.end(), text.begin(), text.end());
+  Append(result, Bytes(text.begin(), text.end()));
   return result;
 }
 
