@@ -5,27 +5,22 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/exchange/geometry.h"
 #include "isotherm/worker/v1/neuron.grpc.pb.h"
 
-// One layer's round trip between the GPU worker (client) and a CPU worker (server): inputs and masks there, a partial sum
-// back. Two transports behind one contract: slots of a shared-memory region, or the same frames inside the gRPC stream.
+// One layer's round trip between the GPU worker (client) and a CPU worker (server): inputs and masks there, a
+// partial sum back. Two transports behind one contract: slots of a shared-memory region, or the same frames
+// inside the gRPC stream.
 namespace isotherm::exchange {
 
 enum class Transport { kAuto, kSharedMemory, kInline };
 const char* TransportName(Transport transport);  // "auto", "shm", "inline"
 absl::StatusOr<Transport> ParseTransport(const std::string& name);
-
-struct Geometry {
-  int64_t layers = 0;
-  int64_t hidden = 0;
-  int64_t ffn = 0;
-  int64_t max_rows = 0;
-  bool gate_values = false;
-};
 
 struct RequestHeader {
   uint64_t step = 0;
@@ -64,8 +59,8 @@ class Channel {
     absl::Duration latency;  // from Send to the answer's arrival
     absl::Duration wait;     // spent blocked in Await
   };
-  // Bounded by the channel's time-out (DeadlineExceeded); Unavailable when the worker is gone, DataLoss when the echo does not
-  // match. After any error the channel is dead and every call returns the first error.
+  // Bounded by the channel's time-out (DeadlineExceeded); Unavailable when the worker is gone, DataLoss when
+  // the echo does not match. After any error the channel is dead and every call returns the first error.
   virtual absl::StatusOr<Answer> Await() = 0;
 
   virtual bool failed() const = 0;
@@ -82,13 +77,16 @@ struct ClientOptions {
   uint64_t placement_epoch = 0;
   std::string placement_digest;
   Geometry geometry;
+  // What the worker's gRPC server receives at most; an inline frame must fit.
+  int64_t max_message_bytes = 64 << 20;
 };
 
 // Opens the Exchange stream on the stub's channel and negotiates the transport. The stub outlives the result.
-absl::StatusOr<std::unique_ptr<Channel>> Connect(worker::v1::NeuronService::Stub* stub, const ClientOptions& options);
+absl::StatusOr<std::unique_ptr<Channel>> Connect(worker::v1::NeuronService::Stub* stub,
+                                                 const ClientOptions& options);
 
-// What the server side computes. Called from one thread for a channel at a time; everything in `request` was checked against
-// the geometry, the masks against the hot neurons of the placement.
+// What the server side computes. Called from one thread for a channel at a time; everything in `request` was
+// checked against the geometry, the masks against the hot neurons of the placement.
 struct ServerRequest {
   RequestHeader header;
   const float* x = nullptr;
@@ -124,14 +122,18 @@ struct ServerOptions {
   int spin_us = 0;
   // Waits are bounded by this and recheck the stream.
   absl::Duration wait_slice = absl::Milliseconds(50);
+  // What this gRPC server receives at most; an inline frame must fit.
+  int64_t max_message_bytes = 64 << 20;
 };
 
-// Serves one Exchange stream to its end on the calling thread(s): call it from NeuronService::Exchange. Returns when the client
-// closes the stream (OK), breaks the protocol (InvalidArgument, FailedPrecondition) or the server is cancelled.
+// Serves one Exchange stream to its end on the calling thread(s): call it from NeuronService::Exchange.
+// Returns when the client closes the stream (OK), breaks the protocol (InvalidArgument, FailedPrecondition)
+// or the server is cancelled.
 absl::Status ServeExchange(
     grpc::ServerContext* context,
     grpc::ServerReaderWriter<worker::v1::ExchangeResponse, worker::v1::ExchangeRequest>* stream,
-    const ServerOptions& options, const std::function<absl::StatusOr<ServerPolicy>()>& policy, Executor* executor);
+    const ServerOptions& options, const std::function<absl::StatusOr<ServerPolicy>()>& policy,
+    Executor* executor);
 
 }  // namespace isotherm::exchange
 

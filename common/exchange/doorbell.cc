@@ -28,7 +28,8 @@ void WakeParked(uint32_t* parked) {
 }
 
 void SleepParked(uint32_t* parked, int64_t slice_ns) {
-  const timespec slice{.tv_sec = slice_ns / kNanosecondsPerSecond, .tv_nsec = slice_ns % kNanosecondsPerSecond};
+  const timespec slice{.tv_sec = slice_ns / kNanosecondsPerSecond,
+                       .tv_nsec = slice_ns % kNanosecondsPerSecond};
   // A wake-up, a changed word, a signal and the end of the slice all mean the same to the caller: look again.
   syscall(SYS_futex, parked, FUTEX_WAIT, 1, &slice, nullptr, 0);
 }

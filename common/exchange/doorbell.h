@@ -6,10 +6,11 @@
 
 // Words in shared memory that one side stores and the other waits for.
 //
-// A waiter that has spun long enough parks on a futex word of its own: it stores 1 there, looks once more at whatever it waits
-// for, and sleeps while the word is still 1. A host that has published something clears the word and wakes the sleeper if it
-// was set. Because both sides store before they load, in the single order of sequentially consistent operations, one of them
-// sees the other: no wake-up is lost. A GPU publishes without looking at the futex word, therefore every sleep is bounded.
+// A waiter that has spun long enough parks on a futex word of its own: it stores 1 there, looks once more at
+// whatever it waits for, and sleeps while the word is still 1. A host that has published something clears the
+// word and wakes the sleeper if it was set. Because both sides store before they load, in the single order of
+// sequentially consistent operations, one of them sees the other: no wake-up is lost. A GPU publishes without
+// looking at the futex word, therefore every sleep is bounded.
 namespace isotherm::exchange {
 
 // Publishes with release; sequentially consistent for the argument above.

@@ -26,11 +26,13 @@ absl::Status CheckGeometry(const Geometry& geometry) {
     int64_t value, most;
   };
   // The products come last: their factors are in range by then.
-  for (const Range& range : {Range{"layers", geometry.layers, kMaxLayers}, Range{"hidden", geometry.hidden, kMaxWidth},
-                             Range{"ffn", geometry.ffn, kMaxWidth}, Range{"max_rows", rows, kMaxRows}}) {
+  for (const Range& range :
+       {Range{"layers", geometry.layers, kMaxLayers}, Range{"hidden", geometry.hidden, kMaxWidth},
+        Range{"ffn", geometry.ffn, kMaxWidth}, Range{"max_rows", rows, kMaxRows}}) {
     if (absl::Status status = CheckRange(range.name, range.value, range.most); !status.ok()) return status;
   }
-  if (absl::Status status = CheckRange("max_rows * hidden", rows * geometry.hidden, kMaxElements); !status.ok()) {
+  if (absl::Status status = CheckRange("max_rows * hidden", rows * geometry.hidden, kMaxElements);
+      !status.ok()) {
     return status;
   }
   return CheckRange("max_rows * ffn", rows * geometry.ffn, kMaxElements);

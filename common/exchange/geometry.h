@@ -18,8 +18,8 @@ struct Geometry {
   bool operator==(const Geometry&) const = default;
 };
 
-// InvalidArgument naming the first number out of range. A geometry that passes has counts that fit the u32 fields of a
-// descriptor, and no size derived from it overflows int64_t.
+// InvalidArgument naming the first number out of range. A geometry that passes has counts that fit the u32
+// fields of a descriptor, and no size derived from it overflows int64_t.
 absl::Status CheckGeometry(const Geometry& geometry);
 
 }  // namespace isotherm::exchange

@@ -25,7 +25,8 @@ constexpr char kNamePrefix[] = "isotherm-exchange-";
 
 absl::Status NoRoom(const std::string& directory, int64_t needed, int64_t free) {
   return absl::ResourceExhaustedError(absl::StrFormat(
-      "%s has %.1f MiB free, the exchange region needs %.1f MiB: give it more room (containers: shm_size, or a memory "
+      "%s has %.1f MiB free, the exchange region needs %.1f MiB: give it more room (containers: shm_size, or "
+      "a memory "
       "volume with a larger sizeLimit), point --shm-directory at a larger tmpfs, or lower the rows of a step",
       directory, static_cast<double>(free) / (1 << 20), static_cast<double>(needed) / (1 << 20)));
 }
@@ -45,20 +46,21 @@ bool IsRegionName(const std::string& name) {
 
 }  // namespace
 
-Region::Region(const Geometry& geometry, uint32_t slots)
-    : geometry_(geometry), slots_(slots), layout_(MakeRegionLayout(geometry, slots)) {}
+Region::Region(const Geometry& geometry) : geometry_(geometry), layout_(MakeRegionLayout(geometry, kSlots)) {}
 
 Region::~Region() {
   RemoveName();
   if (base_ != nullptr) munmap(base_, static_cast<size_t>(bytes()));
 }
 
-absl::StatusOr<std::unique_ptr<Region>> Region::Create(const std::string& directory, const Geometry& geometry) {
+absl::StatusOr<std::unique_ptr<Region>> Region::Create(const std::string& directory,
+                                                       const Geometry& geometry) {
   ISOTHERM_RETURN_IF_ERROR(CheckGeometry(geometry));
-  std::unique_ptr<Region> region(new Region(geometry, kSlots));
+  std::unique_ptr<Region> region(new Region(geometry));
   const std::string name = kNamePrefix + base::RandomId();
   const std::string path = directory + "/" + name;
-  base::UniqueFd fd(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR));
+  base::UniqueFd fd(
+      open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR));
   if (!fd.valid()) return absl::ErrnoToStatus(errno, absl::StrCat("cannot create ", path));
   region->directory_ = directory;
   region->name_ = name;
@@ -68,13 +70,13 @@ absl::StatusOr<std::unique_ptr<Region>> Region::Create(const std::string& direct
   return region;
 }
 
-absl::StatusOr<std::unique_ptr<Region>> Region::Attach(const std::string& directory, const std::string& name, int64_t bytes,
-                                                       const Geometry& geometry) {
+absl::StatusOr<std::unique_ptr<Region>> Region::Attach(const std::string& directory, const std::string& name,
+                                                       int64_t bytes, const Geometry& geometry) {
   ISOTHERM_RETURN_IF_ERROR(CheckGeometry(geometry));
   if (!IsRegionName(name)) {
     return absl::FailedPreconditionError(absl::StrCat("the CPU worker named a region '", name, "'"));
   }
-  std::unique_ptr<Region> region(new Region(geometry, kSlots));
+  std::unique_ptr<Region> region(new Region(geometry));
   const std::string path = directory + "/" + name;
   base::UniqueFd fd(open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
   if (!fd.valid()) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open the exchange region ", path));
@@ -94,16 +96,20 @@ absl::StatusOr<std::unique_ptr<Region>> Region::Attach(const std::string& direct
 absl::Status Region::Allocate(int fd, const std::string& directory) const {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t free, base::FreeSpace(directory));
   if (bytes() > free) return NoRoom(directory, bytes(), free);
-  // ftruncate alone would leave holes, and the first touch of a hole without a page to fill it ends in SIGBUS.
+  // ftruncate alone would leave holes, and the first touch of a hole without a page to fill it ends in
+  // SIGBUS.
   const int error = posix_fallocate(fd, 0, bytes());
   if (error == ENOSPC) return NoRoom(directory, bytes(), free);
-  if (error != 0) return absl::ErrnoToStatus(error, absl::StrCat("cannot allocate ", bytes(), " bytes in ", directory));
+  if (error != 0)
+    return absl::ErrnoToStatus(error, absl::StrCat("cannot allocate ", bytes(), " bytes in ", directory));
   return absl::OkStatus();
 }
 
 absl::Status Region::Map(int fd) {
-  void* base = mmap(nullptr, static_cast<size_t>(bytes()), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
-  if (base == MAP_FAILED) return absl::ErrnoToStatus(errno, absl::StrCat("cannot map ", bytes(), " bytes of shared memory"));
+  void* base =
+      mmap(nullptr, static_cast<size_t>(bytes()), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
+  if (base == MAP_FAILED)
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot map ", bytes(), " bytes of shared memory"));
   base_ = static_cast<std::byte*>(base);
   return absl::OkStatus();
 }
@@ -116,7 +122,7 @@ void Region::WriteHeader() {
   header->generation = generation_;
   header->region_bytes = static_cast<uint64_t>(bytes());
   header->layout_version = kRegionLayoutVersion;
-  header->slots = slots_;
+  header->slots = kSlots;
   header->layers = static_cast<uint32_t>(geometry_.layers);
   header->hidden = static_cast<uint32_t>(geometry_.hidden);
   header->ffn = static_cast<uint32_t>(geometry_.ffn);
@@ -127,14 +133,18 @@ void Region::WriteHeader() {
 absl::Status Region::CheckHeader() {
   RegionHeader header;
   std::memcpy(&header, base_, sizeof(header));
-  const Geometry geometry{.layers = header.layers, .hidden = header.hidden, .ffn = header.ffn,
-                          .max_rows = header.max_rows, .gate_values = header.gate_values != 0};
-  if (header.magic != kRegionMagic || header.layout_version != kRegionLayoutVersion || header.slots != slots_ ||
-      header.region_bytes != static_cast<uint64_t>(bytes()) || header.generation == 0 || geometry != geometry_) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the exchange region is not what was agreed: layout version ", header.layout_version, " (expected ",
-        kRegionLayoutVersion, "), ", header.slots, " slots (expected ", slots_, "), ", header.region_bytes,
-        " bytes (expected ", bytes(), ")"));
+  const Geometry geometry{.layers = header.layers,
+                          .hidden = header.hidden,
+                          .ffn = header.ffn,
+                          .max_rows = header.max_rows,
+                          .gate_values = header.gate_values != 0};
+  if (header.magic != kRegionMagic || header.layout_version != kRegionLayoutVersion ||
+      header.slots != kSlots || header.region_bytes != static_cast<uint64_t>(bytes()) ||
+      header.generation == 0 || geometry != geometry_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the exchange region is not what was agreed: layout version ", header.layout_version,
+                     " (expected ", kRegionLayoutVersion, "), ", header.slots, " slots (expected ", kSlots,
+                     "), ", header.region_bytes, " bytes (expected ", bytes(), ")"));
   }
   generation_ = header.generation;
   return absl::OkStatus();
@@ -147,13 +157,14 @@ void Region::RemoveName() {
 }
 
 Region::Slot Region::slot(uint32_t sequence) const {
-  std::byte* slot = base_ + kRegionHeaderBytes + static_cast<int64_t>(sequence % slots_) * layout_.slot_bytes;
-  return {.request = reinterpret_cast<Descriptor*>(slot),
-          .x = reinterpret_cast<float*>(slot + layout_.x),
-          .masks = reinterpret_cast<uint64_t*>(slot + layout_.masks),
-          .gate_values = geometry_.gate_values ? reinterpret_cast<float*>(slot + layout_.gate_values) : nullptr,
-          .answer = reinterpret_cast<Descriptor*>(slot + layout_.answer),
-          .y = reinterpret_cast<float*>(slot + layout_.y)};
+  std::byte* slot = base_ + kRegionHeaderBytes + static_cast<int64_t>(sequence % kSlots) * layout_.slot_bytes;
+  return {
+      .request = reinterpret_cast<Descriptor*>(slot),
+      .x = reinterpret_cast<float*>(slot + layout_.x),
+      .masks = reinterpret_cast<uint64_t*>(slot + layout_.masks),
+      .gate_values = geometry_.gate_values ? reinterpret_cast<float*>(slot + layout_.gate_values) : nullptr,
+      .answer = reinterpret_cast<Descriptor*>(slot + layout_.answer),
+      .y = reinterpret_cast<float*>(slot + layout_.y)};
 }
 
 void Region::Fail() {
@@ -163,6 +174,8 @@ void Region::Fail() {
   WakeParked(&header()->client_parked);
 }
 
-bool Region::failed() const { return failed_.load(std::memory_order_acquire) || LoadWord(&header()->failed) != 0; }
+bool Region::failed() const {
+  return failed_.load(std::memory_order_acquire) || LoadWord(&header()->failed) != 0;
+}
 
 }  // namespace isotherm::exchange

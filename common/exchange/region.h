@@ -14,9 +14,9 @@
 
 namespace isotherm::exchange {
 
-// A shared-memory region mapped into this process. The geometry, the generation and all offsets are private copies: what the
-// peer writes into the header later changes nothing here. Fail and failed are thread-safe; slots follow the protocol of
-// region_layout.h.
+// A shared-memory region mapped into this process. The geometry, the generation and all offsets are private
+// copies: what the peer writes into the header later changes nothing here. Fail and failed are thread-safe;
+// slots follow the protocol of region_layout.h.
 class Region {
  public:
   // Pointers into one slot.
@@ -29,13 +29,15 @@ class Region {
     float* y;
   };
 
-  // A new file in `directory` with a name nobody can guess, readable and writable by this user alone, its pages allocated.
-  // ResourceExhausted with the numbers when the file system has no room for it.
-  static absl::StatusOr<std::unique_ptr<Region>> Create(const std::string& directory, const Geometry& geometry);
-
-  // Maps the region a server created. FailedPrecondition when it is not of this size, layout version and geometry.
-  static absl::StatusOr<std::unique_ptr<Region>> Attach(const std::string& directory, const std::string& name, int64_t bytes,
+  // A new file in `directory` with a name nobody can guess, readable and writable by this user alone, its
+  // pages allocated. ResourceExhausted with the numbers when the file system has no room for it.
+  static absl::StatusOr<std::unique_ptr<Region>> Create(const std::string& directory,
                                                         const Geometry& geometry);
+
+  // Maps the region a server created. FailedPrecondition when it is not of this size, layout version and
+  // geometry.
+  static absl::StatusOr<std::unique_ptr<Region>> Attach(const std::string& directory, const std::string& name,
+                                                        int64_t bytes, const Geometry& geometry);
 
   // Unmaps; the memory is freed when both sides have. Removes the name if it is still there.
   ~Region();
@@ -58,14 +60,13 @@ class Region {
   bool failed() const;
 
  private:
-  Region(const Geometry& geometry, uint32_t slots);
+  explicit Region(const Geometry& geometry);
   absl::Status Map(int fd);
   absl::Status Allocate(int fd, const std::string& directory) const;
   void WriteHeader();
   absl::Status CheckHeader();
 
   const Geometry geometry_;
-  const uint32_t slots_;
   const RegionLayout layout_;
   uint64_t generation_ = 0;
   std::byte* base_ = nullptr;

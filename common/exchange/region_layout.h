@@ -9,12 +9,14 @@
 #include "common/exchange/geometry.h"
 #include "common/neuron/mask.h"
 
-// The bytes both sides of an exchange agree on: the shared-memory region, and the frames of the inline transport. Plain data
-// without dependence on gRPC, so that device code can include it. Change anything here and kRegionLayoutVersion goes up.
+// The bytes both sides of an exchange agree on: the shared-memory region, and the frames of the inline
+// transport. Plain data without dependence on gRPC, so that device code can include it. Change anything here
+// and kRegionLayoutVersion goes up.
 //
-// A region is a header of one page and then a ring of slots. One exchange is: the client fills the slot of its sequence number
-// (payload and descriptor), then stores the sequence number to the request doorbell with release; the server loads it with
-// acquire, computes, fills the answer half of the slot, then stores the same number to the answer doorbell with release.
+// A region is a header of one page and then a ring of slots. One exchange is: the client fills the slot of
+// its sequence number (payload and descriptor), then stores the sequence number to the request doorbell with
+// release; the server loads it with acquire, computes, fills the answer half of the slot, then stores the
+// same number to the answer doorbell with release.
 namespace isotherm::exchange {
 
 static_assert(std::endian::native == std::endian::little, "the layout is little-endian");
@@ -26,13 +28,14 @@ inline constexpr int64_t kRegionHeaderBytes = 4096;
 
 // Two slots: the answer of one exchange stays whole while the next request is being written.
 inline constexpr uint32_t kSlots = 2;
-// A power of two, so that `sequence % slots` stays in step when the 32-bit sequence number wraps.
-inline constexpr uint32_t kMaxSlots = 16;
+static_assert(std::has_single_bit(kSlots),
+              "sequence % slots must stay in step when the 32-bit sequence number wraps");
 
 enum DescriptorFlag : uint32_t {
   kFlagDense = 1u << 0,       // compute up and down also where the gate is zero
   kFlagGateValues = 1u << 1,  // the compacted gate activations are present
-  // Inline transport only, without a payload and without an answer: what RegionHeader::step_open says in shared memory.
+  // Inline transport only, without a payload and without an answer: what RegionHeader::step_open says in
+  // shared memory.
   kFlagStepOpens = 1u << 2,
   kFlagStepCloses = 1u << 3,
 };
@@ -41,7 +44,8 @@ inline constexpr uint32_t kRequestFlags = kFlagDense | kFlagGateValues;
 // Describes a request; the answer carries it again, with the last three fields filled in.
 struct Descriptor {
   uint64_t step;
-  uint64_t generation;  // RegionHeader::generation; 0 inline, where the stream itself is new with every connection
+  uint64_t
+      generation;  // RegionHeader::generation; 0 inline, where the stream itself is new with every connection
   uint64_t placement_epoch;
   // Answer: CLOCK_MONOTONIC of the server in nanoseconds. The same clock as the client's on one host.
   uint64_t answered_at_ns;
@@ -84,11 +88,14 @@ struct RegionHeader {
 };
 static_assert(sizeof(RegionHeader) == 7 * kCacheLine && std::is_trivially_copyable_v<RegionHeader>);
 static_assert(sizeof(RegionHeader) <= kRegionHeaderBytes);
-static_assert(offsetof(RegionHeader, request_doorbell) == 64 && offsetof(RegionHeader, answer_doorbell) == 128);
+static_assert(offsetof(RegionHeader, request_doorbell) == 64 &&
+              offsetof(RegionHeader, answer_doorbell) == 128);
 static_assert(offsetof(RegionHeader, step_open) == 192 && offsetof(RegionHeader, failed) == 256);
 static_assert(offsetof(RegionHeader, server_parked) == 320 && offsetof(RegionHeader, client_parked) == 384);
 
-constexpr int64_t RoundUp(int64_t bytes, int64_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
+constexpr int64_t RoundUp(int64_t bytes, int64_t multiple) {
+  return (bytes + multiple - 1) / multiple * multiple;
+}
 
 // Offsets inside a slot and the sizes that follow. The geometry has passed CheckGeometry.
 struct RegionLayout {
@@ -116,7 +123,8 @@ constexpr RegionLayout MakeRegionLayout(const Geometry& geometry, uint32_t slots
   return layout;
 }
 
-// Offsets inside the payload of an inline request: the arrays of a slot without the unused room. An answer's payload is y alone.
+// Offsets inside the payload of an inline request: the arrays of a slot without the unused room. An answer's
+// payload is y alone.
 struct FrameLayout {
   int64_t masks = 0;  // x is at 0
   int64_t gate_values = 0;

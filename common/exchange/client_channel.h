@@ -1,0 +1,60 @@
+#ifndef ISOTHERM_COMMON_EXCHANGE_CLIENT_CHANNEL_H_
+#define ISOTHERM_COMMON_EXCHANGE_CLIENT_CHANNEL_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "common/exchange/channel.h"
+#include "common/exchange/client_stream.h"
+#include "common/exchange/region_layout.h"
+
+namespace isotherm::exchange {
+
+// What both transports share on the client: the order of calls, the first error latched, the checks and the
+// accounts. A transport says where the bytes go.
+class ClientChannel : public Channel {
+ public:
+  absl::StatusOr<RequestBuffers> Begin(const RequestHeader& header) final;
+  absl::Status Send(int64_t gate_value_count) final;
+  absl::StatusOr<Answer> Await() final;
+  int64_t bytes_exchanged() const final { return bytes_exchanged_; }
+
+ protected:
+  struct Arrival {
+    Descriptor descriptor;
+    const float* y = nullptr;
+    int64_t at_ns = 0;  // MonotonicNanoseconds when the answer was there
+  };
+
+  ClientChannel(const ClientOptions& options, uint64_t generation, std::unique_ptr<ClientStream> stream);
+
+  virtual RequestBuffers Prepare(const Descriptor& request) = 0;
+  virtual absl::Status Publish(const Descriptor& request) = 0;
+  virtual absl::StatusOr<Arrival> Receive(const Descriptor& request) = 0;
+  // The channel is dead from now on.
+  virtual void Kill() = 0;
+
+  absl::Status Latch(absl::Status error);
+  bool dead() const { return !error_.ok(); }
+
+  const Geometry geometry_;
+  const absl::Duration timeout_;
+  const absl::Duration spin_;
+  std::unique_ptr<ClientStream> stream_;
+
+ private:
+  enum class Turn { kBegin, kSend, kAwait };
+  absl::Status TakeTurn(Turn turn, const char* call);
+
+  const uint64_t generation_;
+  absl::Status error_;
+  Turn turn_ = Turn::kBegin;
+  Descriptor request_{};
+  uint32_t sequence_ = 0;
+  int64_t sent_at_ns_ = 0;
+  int64_t bytes_exchanged_ = 0;
+};
+
+}  // namespace isotherm::exchange
+
+#endif  // ISOTHERM_COMMON_EXCHANGE_CLIENT_CHANNEL_H_

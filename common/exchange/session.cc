@@ -1,0 +1,33 @@
+#include "common/exchange/session.h"
+
+#include "common/base/status_macros.h"
+#include "common/exchange/doorbell.h"
+#include "common/exchange/request.h"
+
+namespace isotherm::exchange {
+
+absl::StatusOr<RequestHeader> Session::Check(const Descriptor& descriptor, uint64_t generation,
+                                             uint32_t sequence) const {
+  return CheckDescriptor(descriptor, {.geometry = geometry_,
+                                      .placement_epoch = policy_.placement_epoch,
+                                      .generation = generation,
+                                      .sequence = sequence});
+}
+
+absl::StatusOr<Descriptor> Session::Execute(const Descriptor& descriptor, const ServerRequest& request,
+                                            float* y) {
+  static const std::vector<uint64_t> kNothingHot;
+  const auto layer = static_cast<size_t>(request.header.layer);
+  const std::vector<uint64_t>& hot = policy_.hot.empty() ? kNothingHot : policy_.hot[layer];
+  ISOTHERM_RETURN_IF_ERROR(CheckMasks(descriptor, geometry_, request.masks, hot));
+  ISOTHERM_ASSIGN_OR_RETURN(const ServerAnswer answer, executor_->Execute(request, y));
+  return MakeAnswer(descriptor, answer, MonotonicNanoseconds());
+}
+
+void Session::SetStepOpen(bool open) {
+  if (open == step_open_) return;
+  step_open_ = open;
+  executor_->OnStep(open);
+}
+
+}  // namespace isotherm::exchange

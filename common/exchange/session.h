@@ -1,0 +1,49 @@
+#ifndef ISOTHERM_COMMON_EXCHANGE_SESSION_H_
+#define ISOTHERM_COMMON_EXCHANGE_SESSION_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "common/exchange/channel.h"
+#include "common/exchange/region_layout.h"
+
+namespace isotherm::exchange {
+
+using ServerStream = grpc::ServerReaderWriter<worker::v1::ExchangeResponse, worker::v1::ExchangeRequest>;
+
+// One opened stream on the server, whichever the transport: the checks around the executor, and its steps.
+// One thread.
+class Session {
+ public:
+  Session(const Geometry& geometry, ServerPolicy policy, Executor* executor)
+      : geometry_(geometry), policy_(std::move(policy)), executor_(executor) {}
+  ~Session() { SetStepOpen(false); }
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  const Geometry& geometry() const { return geometry_; }
+
+  // First the descriptor, which says how much payload there is.
+  absl::StatusOr<RequestHeader> Check(const Descriptor& descriptor, uint64_t generation,
+                                      uint32_t sequence) const;
+
+  // Then the payload. `descriptor`, request.header and request.masks are private copies; x and gate_values
+  // may lie where the peer can still write. Fills y and returns the answer's descriptor.
+  absl::StatusOr<Descriptor> Execute(const Descriptor& descriptor, const ServerRequest& request, float* y);
+
+  // Tells the executor about a change.
+  void SetStepOpen(bool open);
+  bool step_open() const { return step_open_; }
+
+ private:
+  const Geometry geometry_;
+  const ServerPolicy policy_;
+  Executor* const executor_;
+  bool step_open_ = false;
+};
+
+}  // namespace isotherm::exchange
+
+#endif  // ISOTHERM_COMMON_EXCHANGE_SESSION_H_

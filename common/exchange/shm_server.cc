@@ -1,0 +1,95 @@
+#include "common/exchange/shm_server.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/exchange/doorbell.h"
+#include "common/exchange/life_line.h"
+#include "common/neuron/mask.h"
+
+namespace isotherm::exchange {
+namespace {
+
+// A GPU rings without waking anybody: what one late look may cost while a step is open.
+constexpr int64_t kOpenStepSliceNs = 1'000'000;
+// Between the name of the region and its mapping lies one round trip.
+constexpr absl::Duration kAttachTimeout = absl::Seconds(10);
+
+}  // namespace
+
+ShmServer::ShmServer(Region* region, Session* session, const ServerOptions& options)
+    : region_(region),
+      session_(session),
+      spin_ns_(int64_t{options.spin_us} * 1000),
+      slice_ns_(
+          absl::ToInt64Nanoseconds(std::clamp(options.wait_slice, absl::Milliseconds(1), absl::Seconds(1)))),
+      masks_(static_cast<size_t>(region->geometry().max_rows * neuron::MaskWords(region->geometry().ffn))) {}
+
+absl::Status ShmServer::Serve() {
+  while (true) {
+    ISOTHERM_RETURN_IF_ERROR(AwaitRequest());
+    if (region_->failed()) return absl::OkStatus();
+    ISOTHERM_RETURN_IF_ERROR(Answer());
+  }
+}
+
+absl::Status ShmServer::AwaitRequest() {
+  RegionHeader* header = region_->header();
+  int64_t spin_ns = spin_ns_;
+  while (true) {
+    const bool open = LoadWord(&header->step_open) != 0;
+    session_->SetStepOpen(open);
+    const auto ready = [&] {
+      return LoadWord(&header->request_doorbell) != answered_ ||
+             (LoadWord(&header->step_open) != 0) != open || region_->failed();
+    };
+    SpinThenPark(&header->server_parked, spin_ns, open ? std::min(slice_ns_, kOpenStepSliceNs) : slice_ns_,
+                 ready);
+    if (region_->failed()) return absl::OkStatus();
+    const uint32_t rung = LoadWord(&header->request_doorbell);
+    if (rung == answered_ + 1) return absl::OkStatus();
+    if (rung != answered_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("exchange request: the doorbell jumped from ", answered_, " to ", rung));
+    }
+    // A step that has just opened or closed is worth another spin; a slice that ran out is not.
+    spin_ns = (LoadWord(&header->step_open) != 0) != open ? spin_ns_ : 0;
+  }
+}
+
+absl::Status ShmServer::Answer() {
+  const uint32_t sequence = answered_ + 1;
+  const Region::Slot slot = region_->slot(sequence);
+  Descriptor descriptor;
+  std::memcpy(&descriptor, slot.request, sizeof(descriptor));
+  ServerRequest request{.x = slot.x, .masks = masks_.data()};
+  ISOTHERM_ASSIGN_OR_RETURN(request.header, session_->Check(descriptor, region_->generation(), sequence));
+  const int64_t words = request.header.rows * neuron::MaskWords(region_->geometry().ffn);
+  std::memcpy(masks_.data(), slot.masks, static_cast<size_t>(words) * sizeof(uint64_t));
+  if (request.header.has_gate_values) request.gate_values = slot.gate_values;
+  ISOTHERM_ASSIGN_OR_RETURN(const Descriptor answer, session_->Execute(descriptor, request, slot.y));
+  std::memcpy(slot.answer, &answer, sizeof(answer));
+  answered_ = sequence;
+  StoreWord(&region_->header()->answer_doorbell, sequence);
+  WakeParked(&region_->header()->client_parked);
+  return absl::OkStatus();
+}
+
+absl::Status ServeSharedMemory(grpc::ServerContext* context, ServerStream* stream,
+                               std::unique_ptr<Region> region, Session* session,
+                               const ServerOptions& options) {
+  worker::v1::ExchangeResponse response;
+  worker::v1::ExchangeOpened* opened = response.mutable_opened();
+  opened->set_transport(worker::v1::EXCHANGE_TRANSPORT_SHARED_MEMORY);
+  opened->set_region_name(region->name());
+  opened->set_region_bytes(static_cast<uint64_t>(region->bytes()));
+  if (!stream->Write(response))
+    return absl::CancelledError("the GPU worker left while the exchange was opening");
+  LifeLine life_line(context, stream, region.get());
+  ISOTHERM_RETURN_IF_ERROR(life_line.AwaitAttached(kAttachTimeout));
+  return ShmServer(region.get(), session, options).Serve();
+}
+
+}  // namespace isotherm::exchange
