@@ -24,6 +24,18 @@ inline constexpr int64_t kRows = 16;
 // Heads that share a K and V row are taken at most so many at a time.
 inline constexpr int kMaxHeads = 4;
 
+class FloatRow {
+ public:
+  FloatRow(const uint8_t* row, int64_t head_dim) : row_(reinterpret_cast<const float*>(row)) {}
+  HWY_INLINE VF Load(int64_t column) const { return hn::LoadU(DF(), row_ + column); }
+  HWY_INLINE VF LoadFirst(int64_t column, int64_t count) const {
+    return hn::MaskedLoad(hn::FirstN(DF(), static_cast<size_t>(count)), DF(), row_ + column);
+  }
+
+ private:
+  const float* row_;
+};
+
 class HalfRow {
  public:
   HalfRow(const uint8_t* row, int64_t head_dim) : row_(row) {}
@@ -203,7 +215,9 @@ void AttendRows(const PagedKv& kv, const uint32_t* block_table, int64_t length, 
 
 void AttendTo(const PagedKv& kv, const uint32_t* block_table, int64_t length, const float* q, int64_t heads,
               int64_t first_head, int64_t last_head, float scale, float* scratch, float* out) {
-  const auto attend = kv.type == KvType::kF16 ? &AttendRows<HalfRow> : &AttendRows<Q8Row>;
+  const auto attend = kv.type == KvType::kF16   ? &AttendRows<HalfRow>
+                      : kv.type == KvType::kQ8_0 ? &AttendRows<Q8Row>
+                                                 : &AttendRows<FloatRow>;
   attend(kv, block_table, length, q, heads, first_head, last_head, scale, scratch, out);
 }
 

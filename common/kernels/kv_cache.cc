@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "common/kernels/ops.h"
 #include "common/kernels/pack_kernels.h"
 
@@ -8,18 +10,32 @@ constexpr int64_t kBlockColumns = 32;
 
 void WriteRow(KvType type, const float* values, int64_t head_dim, uint8_t* row) {
   const PackKernels& kernels = GetPackKernels();
-  if (type == KvType::kF16) {
-    kernels.round_f16(values, head_dim, reinterpret_cast<uint16_t*>(row));
-  } else {
-    kernels.quantize_q8_0(values, head_dim, reinterpret_cast<int8_t*>(row),
-                          reinterpret_cast<uint16_t*>(row + head_dim));
+  switch (type) {
+    case KvType::kF16:
+      kernels.round_f16(values, head_dim, reinterpret_cast<uint16_t*>(row));
+      break;
+    case KvType::kQ8_0:
+      kernels.quantize_q8_0(values, head_dim, reinterpret_cast<int8_t*>(row),
+                            reinterpret_cast<uint16_t*>(row + head_dim));
+      break;
+    case KvType::kF32:
+      std::memcpy(row, values, static_cast<size_t>(head_dim) * sizeof(float));
+      break;
   }
 }
 
 }  // namespace
 
 int64_t KvRowBytes(KvType type, int64_t head_dim) {
-  return type == KvType::kF16 ? 2 * head_dim : head_dim + head_dim / kBlockColumns * 2;
+  switch (type) {
+    case KvType::kF16:
+      return 2 * head_dim;
+    case KvType::kQ8_0:
+      return head_dim + head_dim / kBlockColumns * 2;
+    case KvType::kF32:
+      break;
+  }
+  return 4 * head_dim;
 }
 
 void WriteKv(const PagedKv& kv, const uint32_t* block_table, int64_t position, const float* k,

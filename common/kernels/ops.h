@@ -49,8 +49,8 @@ void SiluMul(float* gate, const float* up, int64_t n);
 double LogSumExp(const float* x, int64_t n);
 int64_t ArgMax(const float* x, int64_t n);
 
-enum class KvType : uint8_t { kF16, kQ8_0 };
-// Bytes of one head's row: F16 values, or int8 quants [head_dim] then F16 scales [head_dim / 32].
+enum class KvType : uint8_t { kF16, kQ8_0, kF32 };
+// Bytes of one head's row: F16 or F32 values, or int8 quants [head_dim] then F16 scales [head_dim / 32].
 int64_t KvRowBytes(KvType type, int64_t head_dim);
 
 // One layer's cache. Row t of a sequence for head h lies at
