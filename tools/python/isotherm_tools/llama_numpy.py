@@ -30,9 +30,11 @@ def rope(x: np.ndarray, shape: LlamaShape) -> np.ndarray:
     return np.stack((even * cos - odd * sin, even * sin + odd * cos), axis=-1).reshape(x.shape)
 
 
-def attention(x: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: np.ndarray,
-              shape: LlamaShape) -> np.ndarray:
-    """Causal self-attention of the normalised input x [tokens, hidden] with GGUF-ordered projections."""
+def attend(x: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, shape: LlamaShape) -> np.ndarray:
+    """Causal self-attention of the normalised input x [tokens, hidden] with GGUF-ordered projections.
+
+    Returns the heads side by side, [tokens, hidden], before the output projection.
+    """
     tokens = x.shape[0]
     group = shape.heads // shape.kv_heads
     queries = rope((x @ q.T).reshape(tokens, shape.heads, shape.head_dim), shape)
@@ -44,7 +46,7 @@ def attention(x: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, out: n
         scores = queries[:, head] @ keys[:, head // group].T / np.sqrt(shape.head_dim).astype(x.dtype) + causal
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         mixed[:, head] = scores / scores.sum(axis=-1, keepdims=True) @ values[:, head // group]
-    return mixed.reshape(tokens, -1) @ out.T
+    return mixed.reshape(tokens, -1)
 
 
 def activate(gate: np.ndarray, activation: str) -> np.ndarray:
@@ -71,8 +73,8 @@ def forward(weights: Mapping[str, np.ndarray], shape: LlamaShape, tokens: np.nda
     for layer in range(shape.layers):
         prefix = f"blk.{layer}."
         normed = rms_norm(x, w(f"{prefix}attn_norm"), shape.rms_eps)
-        x = x + attention(normed, w(f"{prefix}attn_q"), w(f"{prefix}attn_k"), w(f"{prefix}attn_v"),
-                          w(f"{prefix}attn_output"), shape)
+        heads = attend(normed, w(f"{prefix}attn_q"), w(f"{prefix}attn_k"), w(f"{prefix}attn_v"), shape)
+        x = x + heads @ w(f"{prefix}attn_output").T
         normed = rms_norm(x, w(f"{prefix}ffn_norm"), shape.rms_eps)
         gate = normed @ w(f"{prefix}ffn_gate").T
         if fired is not None:
