@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gguf import GGUFReader, TokenType
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from gguf import GGUFReader, GGUFWriter, TokenType
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
+
+from isotherm_tools.tales_text import tokenizer_from_gguf
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -133,37 +135,62 @@ def verify(tokenizer: Tokenizer, vocabulary: Path) -> int:
 
 def compare_sentencepiece(path: Path, texts: list[str], goldens: list[list[int]]) -> list[str]:
     """The texts for which SentencePiece itself, built from the same vocabulary, gives other ids."""
-    import sentencepiece as spm
-    from sentencepiece import sentencepiece_model_pb2 as pb
-
-    reader = GGUFReader(path)
-    model = pb.ModelProto()
-    for token, score, kind in zip(*(_array(reader, key) for key in ("tokens", "scores", "token_type"))):
-        model.pieces.add(piece=token, score=score, type=kind)
-    model.trainer_spec.model_type = pb.TrainerSpec.BPE
-    model.trainer_spec.byte_fallback = True
-    model.trainer_spec.vocab_size = len(model.pieces)
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.add_dummy_prefix = True
-    model.normalizer_spec.remove_extra_whitespaces = False
-    model.normalizer_spec.escape_whitespaces = True
-    processor = spm.SentencePieceProcessor(model_proto=model.SerializeToString())
+    processor = tokenizer_from_gguf(path)
     return [text for text, ids in zip(texts, goldens) if list(processor.encode(text)) != ids]
 
 
-def write_all(vocabularies: Path, out: Path) -> None:
-    """Writes tokenizer_{spm,gpt2,falcon,llama-bpe}.jsonl into `out`."""
+def write_goldens(name: str, kind: str, path: Path, texts: list[str], out: Path, published: bool) -> None:
+    """Writes tokenizer_NAME.jsonl for the vocabulary at `path`; `published` vectors beside it are checked first."""
+    tokenizer = load_spm(path) if kind == "spm" else load_bpe(path, kind)
+    checked = verify(tokenizer, path) if published else 0
+    ids = [tokenizer.encode(text).ids for text in texts]
+    with (out / f"tokenizer_{name}.jsonl").open("w", encoding="ascii") as lines:
+        for text, encoded in zip(texts, ids):
+            lines.write(json.dumps({"text": text, "ids": encoded}, separators=(",", ":")) + "\n")
+    print(f"{name}: {len(texts)} strings, {checked} published vectors agree, "
+          f"{sum(tokenizer.decode(e) != t for e, t in zip(ids, texts))} do not round-trip")
+    if kind == "spm":
+        differing = compare_sentencepiece(path, texts, ids)
+        assert not differing, differing
+
+
+def write_published(vocabularies: Path, out: Path) -> None:
+    """Goldens of the published vocabularies, which are not kept here."""
     texts = list(dict.fromkeys(corpus()))
     for name, file in (("spm", "llama-spm"), ("gpt2", "gpt-2"), ("falcon", "falcon"), ("llama-bpe", "gpt-2")):
-        path = vocabularies / f"ggml-vocab-{file}.gguf"
-        tokenizer = load_spm(path) if name == "spm" else load_bpe(path, name)
-        checked = verify(tokenizer, path) if name != "llama-bpe" else 0
-        ids = [tokenizer.encode(text).ids for text in texts]
-        with (out / f"tokenizer_{name}.jsonl").open("w", encoding="ascii") as lines:
-            for text, encoded in zip(texts, ids):
-                lines.write(json.dumps({"text": text, "ids": encoded}, separators=(",", ":")) + "\n")
-        print(f"{name}: {len(texts)} strings, {checked} published vectors agree, "
-              f"{sum(tokenizer.decode(e) != t for e, t in zip(ids, texts))} do not round-trip")
-        if name == "spm":
-            differing = compare_sentencepiece(path, texts, ids)
-            print(f"spm: SentencePiece itself differs on {len(differing)}: {[t[:20] for t in differing]}")
+        write_goldens(name, name, vocabularies / f"ggml-vocab-{file}.gguf", texts, out, published=name != "llama-bpe")
+
+
+def write_kept(tales: Path, out: Path) -> None:
+    """Goldens of vocabularies in the repository: the demo model's, and a tiny byte-level BPE with three pre-tokenizers."""
+    texts = [text for text in dict.fromkeys(corpus()) if len(text) <= 1000]
+    texts.append(("The king said to his daughter, it's 1234 o'clock.\n" * 20))
+    write_goldens("tales", "spm", tales, texts, out, published=False)
+    tokens, merges = train_tiny_bpe(texts, 800)
+    for name, kind in (("gpt-2", "gpt2"), ("falcon", "falcon"), ("llama-bpe", "llama-bpe")):
+        path = out / f"vocab-tiny-{name}.gguf"
+        writer = GGUFWriter(path, "gpt2")
+        writer.add_name(f"tiny-{name}")
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(name)
+        writer.add_token_list([*tokens, "<|endoftext|>"])
+        writer.add_token_types([int(TokenType.NORMAL)] * len(tokens) + [int(TokenType.CONTROL)])
+        writer.add_token_merges(merges)
+        writer.add_bos_token_id(len(tokens))
+        writer.add_eos_token_id(len(tokens))
+        writer.add_add_bos_token(False)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        write_goldens(f"tiny-{name}", kind, path, texts, out, published=False)
+
+
+def train_tiny_bpe(texts: list[str], size: int) -> tuple[list[str], list[str]]:
+    """(tokens by id, merges "left right" in order) of a byte-level BPE trained on the corpus itself."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    return tokens, [" ".join(pair) for pair in model["merges"]]
