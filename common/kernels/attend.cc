@@ -6,10 +6,12 @@
 #include "common/kernels/ops.h"
 
 #undef HWY_TARGET_INCLUDE
+// clang-format off: foreach_target.h comes before everything that is compiled for each target.
 #define HWY_TARGET_INCLUDE "common/kernels/attend.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// clang-format on
 #include "common/kernels/decode-inl.h"
 #include "common/kernels/exp-inl.h"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -215,7 +217,7 @@ void AttendRows(const PagedKv& kv, const uint32_t* block_table, int64_t length, 
 
 void AttendTo(const PagedKv& kv, const uint32_t* block_table, int64_t length, const float* q, int64_t heads,
               int64_t first_head, int64_t last_head, float scale, float* scratch, float* out) {
-  const auto attend = kv.type == KvType::kF16   ? &AttendRows<HalfRow>
+  const auto attend = kv.type == KvType::kF16    ? &AttendRows<HalfRow>
                       : kv.type == KvType::kQ8_0 ? &AttendRows<Q8Row>
                                                  : &AttendRows<FloatRow>;
   attend(kv, block_table, length, q, heads, first_head, last_head, scale, scratch, out);

@@ -6,10 +6,12 @@
 #include "common/kernels/ops.h"
 
 #undef HWY_TARGET_INCLUDE
+// clang-format off: foreach_target.h comes before everything that is compiled for each target.
 #define HWY_TARGET_INCLUDE "common/kernels/elementwise.cc"
+#include "hwy/foreach_target.h"  // IWYU pragma: keep
+// clang-format on
 #include "common/kernels/exp-inl.h"
 #include "hwy/contrib/math/math-inl.h"
-#include "hwy/foreach_target.h"  // IWYU pragma: keep
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();

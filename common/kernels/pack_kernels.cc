@@ -6,9 +6,11 @@
 #include "common/kernels/packed_row.h"
 
 #undef HWY_TARGET_INCLUDE
+// clang-format off: foreach_target.h comes before everything that is compiled for each target.
 #define HWY_TARGET_INCLUDE "common/kernels/pack_kernels.cc"
-#include "common/kernels/decode-inl.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
+// clang-format on
+#include "common/kernels/decode-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();

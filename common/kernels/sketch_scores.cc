@@ -1,9 +1,11 @@
 #include "common/kernels/sketch_layout.h"
 
 #undef HWY_TARGET_INCLUDE
+// clang-format off: foreach_target.h comes before everything that is compiled for each target.
 #define HWY_TARGET_INCLUDE "common/kernels/sketch_scores.cc"
-#include "common/kernels/decode-inl.h"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
+// clang-format on
+#include "common/kernels/decode-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
