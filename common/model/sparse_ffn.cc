@@ -12,6 +12,7 @@
 namespace isotherm::model {
 namespace {
 
+constexpr int64_t kMostTokens = std::numeric_limits<int64_t>::max();
 constexpr double kMostMagnitude = std::numeric_limits<float>::max();  // finite
 
 absl::StatusOr<Activation> ParseActivation(const MetadataReader& metadata, const char* key) {
@@ -130,6 +131,8 @@ absl::Status LoadPredictorAndCounts(const MetadataReader& metadata, const Hyperp
   if (tensors.Has(counts)) {
     ISOTHERM_ASSIGN_OR_RETURN(layer.activation_counts, tensors.F32Vector(counts, hyperparameters.ffn));
     ISOTHERM_RETURN_IF_ERROR(CheckCounts(metadata.file(), tensors, layer.activation_counts));
+    // Counts mean nothing without the number of tokens they are of.
+    ISOTHERM_RETURN_IF_ERROR(metadata.Integer("isotherm.profile.tokens", 1, kMostTokens).status());
   }
   return absl::OkStatus();
 }

@@ -130,6 +130,8 @@ std::vector<Case> KeyCases() {
        "'isotherm.predictor.input' is missing"},
       {"PredictorThreshold", Set("isotherm.predictor.threshold", kNaN), kInvalid,
        "'isotherm.predictor.threshold' is nan"},
+      {"NoProfileTokens", Remove("isotherm.profile.tokens"), kInvalid,
+       "'isotherm.profile.tokens' is missing"},
       {"ProfileTokens", Set<int64_t>("isotherm.profile.tokens", -1), kInvalid,
        "'isotherm.profile.tokens' is -1"},
   };

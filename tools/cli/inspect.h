@@ -18,10 +18,11 @@ struct InspectOptions {
   int64_t kv_tokens = 0;
 };
 
-// Writes for people what a GGUF file holds: metadata, tensors by layer (equal layers once), and, where Isotherm can run the
-// model, hyperparameters, bytes by purpose, how unevenly its neurons fire, and which of them a budget would make hot. A file
-// that is no model Isotherm can run is described as far as it goes, with the reason. The error of a file that cannot be read,
-// or of a plan that cannot be made: ResourceExhausted names the least budget that would do.
+// Writes for people what a GGUF file holds: metadata, tensors by layer (equal layers once), and, where
+// Isotherm can run the model, hyperparameters, bytes by purpose, how unevenly its neurons fire, and which of
+// them a budget would make hot. A file that is no model Isotherm can run is described as far as it goes, with
+// the reason. The error of a file that cannot be read, or of a plan that cannot be made: ResourceExhausted
+// names the least budget that would do.
 absl::Status Inspect(const InspectOptions& options, std::ostream& out);
 
 }  // namespace isotherm::cli

@@ -1,0 +1,241 @@
+#include "tools/cli/inspect_model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <iterator>
+#include <numeric>
+#include <vector>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "common/neuron/bundle.h"
+#include "common/neuron/placement.h"
+
+namespace isotherm::cli {
+namespace {
+
+constexpr double kGiB = 1024.0 * 1024 * 1024;
+constexpr int64_t kHalfBytes = 2;  // of an F16 entry of the KV cache
+
+// The planner weighs layers by these; only their ratio matters to which neurons become hot. Dual-channel DDR4
+// gives about 20 GB/s; an exchange between two processes of one host takes some 30 us.
+constexpr double kAssumedBandwidth = 20e9;
+constexpr double kAssumedExchangeSeconds = 30e-6;
+
+int64_t SumBytes(std::initializer_list<model::TensorRef> tensors) {
+  int64_t bytes = 0;
+  for (const model::TensorRef& tensor : tensors) {
+    if (tensor.present()) bytes += static_cast<int64_t>(tensor.info->bytes);
+  }
+  return bytes;
+}
+
+// Bytes in the file.
+struct PurposeBytes {
+  int64_t attention = 0, ffn = 0, predictor = 0, norms = 0, counts = 0;
+  int64_t embedding = 0, head = 0;  // a tied head has none
+
+  int64_t total() const { return attention + ffn + predictor + norms + counts + embedding + head; }
+};
+
+bool IsTied(const model::Model& model) { return model.output().info == model.token_embedding().info; }
+
+PurposeBytes SumByPurpose(const model::Model& model) {
+  PurposeBytes bytes;
+  for (const model::Layer& layer : model.layers()) {
+    bytes.attention += SumBytes({layer.q, layer.k, layer.v, layer.attention_output});
+    bytes.ffn += SumBytes({layer.gate, layer.up, layer.down});
+    bytes.norms += SumBytes({layer.attention_norm, layer.ffn_norm});
+    bytes.counts += SumBytes({layer.activation_counts});
+    if (layer.predictor) {
+      bytes.predictor += SumBytes({layer.predictor->a, layer.predictor->b, layer.predictor->bias});
+    }
+  }
+  bytes.norms += SumBytes({model.output_norm()});
+  bytes.embedding = SumBytes({model.token_embedding()});
+  if (!IsTied(model)) bytes.head = SumBytes({model.output()});
+  return bytes;
+}
+
+std::vector<double> ReadCounts(const model::Model& model, const model::Layer& layer) {
+  std::vector<float> counts(layer.activation_counts.columns);
+  std::memcpy(counts.data(), model.file().Data(*layer.activation_counts.info).data(),
+              counts.size() * sizeof(float));
+  return std::vector<double>(counts.begin(), counts.end());
+}
+
+bool HasCounts(const model::Model& model) {
+  return std::all_of(model.layers().begin(), model.layers().end(),
+                     [](const model::Layer& layer) { return layer.activation_counts.present(); });
+}
+
+// Share of the firings that the `percent` % most used neurons make; 0 if none fired.
+double TopShare(const std::vector<double>& descending, int64_t percent) {
+  const double total = std::accumulate(descending.begin(), descending.end(), 0.0);
+  const auto top = static_cast<int64_t>(descending.size()) * percent / 100;
+  return total > 0 ? std::accumulate(descending.begin(), descending.begin() + top, 0.0) / total : 0;
+}
+
+std::string DescribeActivation(const model::Hyperparameters& h) {
+  const std::string name = model::ActivationName(h.activation);
+  if (!h.sparse()) return absl::StrCat(name, ", dense: every neuron is computed");
+  if (h.activation == model::Activation::kFatRelu) {
+    return absl::StrCat(name, " above ", h.activation_threshold, ", sparse");
+  }
+  return absl::StrCat(name, ", sparse");
+}
+
+std::string DescribePredictor(const model::Model& model) {
+  const auto& predictor = model.layers().front().predictor;
+  if (!predictor) return "none in the file";
+  return absl::StrFormat("rank %d, %s, reads the %s, threshold %g", predictor->a.rows,
+                         predictor->relu_between ? "with a ReLU between" : "linear",
+                         predictor->reads_residual ? "residual" : "FFN input", predictor->threshold);
+}
+
+int64_t KvBytes(const model::Hyperparameters& h, int64_t tokens) {
+  return 2 * h.layers * tokens * h.kv_heads * h.head_dim * kHalfBytes;
+}
+
+absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model, int64_t hot_budget_bytes) {
+  neuron::PlanInput input;
+  input.layers = model.hyperparameters().layers;
+  input.ffn = model.hyperparameters().ffn;
+  input.hot_budget_bytes = hot_budget_bytes;
+  for (int64_t layer = 0; layer < input.layers; ++layer) {
+    ISOTHERM_ASSIGN_OR_RETURN(const neuron::BundleLayout layout, neuron::MakeBundleLayout(model, layer));
+    input.neuron_bytes.push_back(layout.bundle_bytes);
+  }
+  if (HasCounts(model)) {
+    input.profile_tokens = model.profile_tokens();
+    for (const model::Layer& layer : model.layers()) input.counts.push_back(ReadCounts(model, layer));
+  }
+  input.cold_time.seconds_per_neuron = static_cast<double>(input.neuron_bytes.front()) / kAssumedBandwidth;
+  input.exchange_seconds = kAssumedExchangeSeconds;
+  return input;
+}
+
+void PrintPlan(const model::Model& model, const neuron::Plan& plan, std::ostream& out) {
+  const int64_t ffn = model.hyperparameters().ffn;
+  const int64_t hot = plan.placement.HotCount();
+  const int64_t all = ffn * model.hyperparameters().layers;
+  out << absl::StreamFormat("  %-22s %12s   %d of %d (%.1f %%)\n", "hot neurons", FormatBytes(plan.hot_bytes),
+                            hot, all, 100.0 * hot / all);
+  out << absl::StreamFormat("\n  %5s %10s %10s   %s\n", "layer", "hot (GPU)", "cold (CPU)",
+                            HasCounts(model) ? "firings that are hot" : "hot share (no profile)");
+  for (int64_t layer = 0; layer < plan.placement.layers(); ++layer) {
+    const int64_t hot_here = plan.placement.HotCount(layer);
+    out << absl::StreamFormat("  %5d %10d %10d   %.1f %%\n", layer, hot_here, ffn - hot_here,
+                              100 * plan.coverage[layer]);
+  }
+}
+
+}  // namespace
+
+std::string FormatBytes(uint64_t bytes) {
+  constexpr const char* kUnits[] = {"KiB", "MiB", "GiB", "TiB"};
+  if (bytes < 1024) return absl::StrCat(bytes, " B");
+  double value = static_cast<double>(bytes) / 1024;
+  size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < std::size(kUnits); ++unit) value /= 1024;
+  return absl::StrFormat("%.*f %s", value < 10 ? 2 : 1, value, kUnits[unit]);
+}
+
+void PrintHyperparameters(const model::Model& model, std::ostream& out) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  const auto line = [&out](const char* name, const std::string& value) {
+    out << absl::StreamFormat("  %-18s %s\n", name, value);
+  };
+  out << "\nModel\n";
+  line("architecture", h.architecture);
+  if (!h.name.empty()) line("name", absl::Utf8SafeCHexEscape(h.name));
+  line("layers", absl::StrCat(h.layers));
+  line("hidden size", absl::StrCat(h.hidden));
+  line("FFN", absl::StrCat(h.ffn, " neurons a layer, ", DescribeActivation(h)));
+  line("attention",
+       absl::StrCat(h.heads, " heads of ", h.head_dim, ", ", h.kv_heads, " for keys and values"));
+  line("rotary embedding", absl::StrCat(h.rope_dims, " dimensions, base ", h.rope_base,
+                                        h.rope_scaling == model::RopeScaling::kLinear
+                                            ? absl::StrCat(", positions divided by ", h.rope_scale)
+                                            : ""));
+  line("vocabulary", absl::StrCat(h.vocabulary, " tokens"));
+  line("trained context", absl::StrCat(h.trained_context, " tokens"));
+  line("predictor", DescribePredictor(model));
+}
+
+void PrintBytesByPurpose(const model::Model& model, std::ostream& out) {
+  const PurposeBytes bytes = SumByPurpose(model);
+  const auto line = [&](const char* name, int64_t part, const char* note = "") {
+    out << absl::StreamFormat("  %-18s %12s %6.1f %%%s\n", name, FormatBytes(part),
+                              100.0 * part / bytes.total(), note);
+  };
+  out << "\nBytes by purpose\n";
+  line("attention", bytes.attention);
+  line("FFN", bytes.ffn);
+  line("embedding", bytes.embedding);
+  line("head", bytes.head, IsTied(model) ? "   (tied to the embedding)" : "");
+  line("predictor", bytes.predictor);
+  line("norms", bytes.norms);
+  line("firing counts", bytes.counts);
+}
+
+void PrintFirings(const model::Model& model, std::ostream& out) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  if (!h.sparse()) return;
+  if (!HasCounts(model)) {
+    out << "\nThe file has no firing counts; without them the first neurons of each layer become hot.\n";
+    return;
+  }
+  out << absl::StreamFormat("\nFirings in %d tokens, and the share that the most used neurons make\n",
+                            model.profile_tokens());
+  out << absl::StreamFormat("  %5s %8s %9s %9s %9s %9s\n", "layer", "active", "top 10 %", "top 20 %",
+                            "top 30 %", "top 50 %");
+  for (int64_t layer = 0; layer < h.layers; ++layer) {
+    std::vector<double> counts = ReadCounts(model, model.layers()[layer]);
+    std::sort(counts.begin(), counts.end(), std::greater<>());
+    const double firings = std::accumulate(counts.begin(), counts.end(), 0.0);
+    out << absl::StreamFormat("  %5d %6.1f %% %7.1f %% %7.1f %% %7.1f %% %7.1f %%\n", layer,
+                              100 * firings / (static_cast<double>(model.profile_tokens()) * h.ffn),
+                              100 * TopShare(counts, 10), 100 * TopShare(counts, 20),
+                              100 * TopShare(counts, 30), 100 * TopShare(counts, 50));
+  }
+}
+
+absl::Status PrintPlacement(const model::Model& model, int64_t budget_bytes, int64_t kv_tokens,
+                            std::ostream& out) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  const PurposeBytes bytes = SumByPurpose(model);
+  const int64_t tokens = kv_tokens > 0 ? kv_tokens : h.trained_context;
+  const int64_t attention = bytes.attention + bytes.norms;
+  const int64_t head = bytes.embedding + bytes.head;
+  const int64_t kv = KvBytes(h, tokens);
+  const int64_t dense = attention + head + kv + bytes.predictor;
+  if (dense > budget_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("a budget of %.3f GiB is too small for '%s': attention %s, embedding and head %s, KV "
+                        "cache of %d tokens %s and "
+                        "predictor %s need %.3f GiB before the first hot neuron",
+                        budget_bytes / kGiB, model.DisplayName(), FormatBytes(attention), FormatBytes(head),
+                        tokens, FormatBytes(kv), FormatBytes(bytes.predictor), dense / kGiB));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(const neuron::PlanInput input, MakePlanInput(model, budget_bytes - dense));
+  ISOTHERM_ASSIGN_OR_RETURN(const neuron::Plan plan, neuron::PlanPlacement(input));
+
+  out << absl::StreamFormat("\nWith %.3f GiB of GPU memory, before the worker's workspace\n",
+                            budget_bytes / kGiB);
+  const auto line = [&out](const std::string& name, int64_t part) {
+    out << absl::StreamFormat("  %-22s %12s\n", name, FormatBytes(part));
+  };
+  line("attention", attention);
+  line("embedding and head", head);
+  line(absl::StrCat("KV cache, ", tokens, " tokens"), kv);
+  line("predictor", bytes.predictor);
+  PrintPlan(model, plan, out);
+  return absl::OkStatus();
+}
+
+}  // namespace isotherm::cli
