@@ -1,0 +1,132 @@
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/flags/flag.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/time.h"
+#include "common/base/command_line.h"
+#include "common/base/status_macros.h"
+#include "common/model/model.h"
+#include "common/observe/log.h"
+#include "common/rpc/main.h"
+#include "common/rpc/server.h"
+#include "gateway/api/inference_service.h"
+#include "gateway/api/model_service.h"
+#include "gateway/api/request_validator.h"
+#include "gateway/engine/engine.h"
+#include "gateway/text/tokenizer.h"
+#include "gateway/text/vocabulary.h"
+#include "gateway/workers/grpc_worker_client.h"
+
+ABSL_FLAG(std::string, model, "",
+          "GGUF file of the model, the same that the GPU worker serves. Only its metadata and vocabulary are read.");
+ABSL_FLAG(std::string, worker, "127.0.0.1:7071", "Address of the GPU worker: host:port or unix:/path.");
+ABSL_FLAG(absl::Duration, worker_grace, absl::Seconds(60),
+          "How long streams wait for a lost worker before they end with UNAVAILABLE.");
+ABSL_FLAG(std::string, listen, "127.0.0.1:7070",
+          "Where clients connect: host:port or unix:/path, several separated by commas.");
+ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9401", "Where Prometheus scrapes /metrics; empty for nowhere.");
+ABSL_FLAG(int64_t, max_queue, 256, "Requests that may wait for their turn; one more gets RESOURCE_EXHAUSTED.");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(30),
+          "After SIGTERM, how long running streams may go on before they are cancelled.");
+
+namespace isotherm::gateway {
+namespace {
+
+constexpr char kInferenceService[] = "isotherm.v1.InferenceService";
+constexpr char kModelService[] = "isotherm.v1.ModelService";
+
+base::Program Description() {
+  return {
+      .name = "gateway",
+      .summary = "The public face of Isotherm: takes prompts over gRPC (isotherm.v1), batches them continuously on\n"
+                 "one GPU worker, and streams the text back. It survives its workers: streams pause while one is\n"
+                 "lost and go on, with nothing missing or said twice, when it is back.",
+      .arguments = "",
+      .examples = "# Serve the model that the GPU worker at its default address serves\n"
+                  "gateway --model models/tales/tales.gguf\n"
+                  "# Local clients over a socket, others over the network, and a longer queue\n"
+                  "gateway --model tales.gguf --worker unix:/run/isotherm/gpu.sock \\\n"
+                  "        --listen unix:/run/isotherm/gateway.sock,0.0.0.0:7070 --max-queue 1000",
+      .groups = {{"Model", {"model"}},
+                 {"Worker", {"worker", "worker_grace"}},
+                 {"Serving", {"listen", "metrics_listen", "max_queue", "drain_timeout"}}}};
+}
+
+absl::Status CheckFlags() {
+  if (absl::GetFlag(FLAGS_model).empty()) return base::UsageError("--model is missing: the GGUF file to serve");
+  if (absl::GetFlag(FLAGS_worker).empty()) return base::UsageError("--worker is empty");
+  if (absl::GetFlag(FLAGS_listen).empty()) return base::UsageError("--listen is empty");
+  if (absl::GetFlag(FLAGS_max_queue) < 1) return base::UsageError("--max-queue must be at least 1");
+  if (absl::GetFlag(FLAGS_worker_grace) < absl::ZeroDuration()) {
+    return base::UsageError("--worker-grace must not be negative");
+  }
+  return absl::OkStatus();
+}
+
+rpc::ServerOptions ServerOptionsFromFlags() {
+  rpc::ServerOptions options;
+  options.listen = absl::StrSplit(absl::GetFlag(FLAGS_listen), ',', absl::SkipEmpty());
+  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
+  options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  return options;
+}
+
+EngineOptions EngineOptionsFromFlags(const model::Model& model, const text::Tokenizer& tokenizer) {
+  EngineOptions options;
+  options.worker.model_digest = model.digest();
+  options.worker.vocabulary_size = tokenizer.vocabulary_size();
+  options.worker.grace = absl::GetFlag(FLAGS_worker_grace);
+  options.max_queue = absl::GetFlag(FLAGS_max_queue);
+  return options;
+}
+
+v1::Model DescribeFile(const model::Model& model) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  v1::Model description;
+  description.set_name(model.DisplayName());
+  description.set_architecture(h.architecture);
+  description.set_vocabulary_size(static_cast<uint32_t>(h.vocabulary));
+  description.set_layers(static_cast<uint32_t>(h.layers));
+  description.set_hidden_size(static_cast<uint32_t>(h.hidden));
+  description.set_ffn_size(static_cast<uint32_t>(h.ffn));
+  description.set_activation(model::ActivationName(h.activation));
+  description.set_digest(model.digest());
+  return description;
+}
+
+absl::Status Serve() {
+  ISOTHERM_RETURN_IF_ERROR(CheckFlags());
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<model::Model> model,
+                            model::Model::Open(absl::GetFlag(FLAGS_model)));
+  ISOTHERM_ASSIGN_OR_RETURN(text::Vocabulary vocabulary, text::Vocabulary::FromFile(model->file()));
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer,
+                            text::Tokenizer::Create(std::move(vocabulary)));
+  const RequestValidator validator(model->DisplayName(), tokenizer.get());
+  const GatewayMetrics metrics;
+  Engine engine(EngineOptionsFromFlags(*model, *tokenizer), NewGrpcWorkerClient(absl::GetFlag(FLAGS_worker)),
+                &metrics);
+  InferenceService inference(&validator, tokenizer.get(), &metrics, &engine);
+  ModelService models(DescribeFile(*model), &validator, &engine);
+
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
+                            rpc::Server::Start(ServerOptionsFromFlags(), {&inference, &models}));
+  // Before the server ends: its last handlers wait for the engine, and the engine reports to it.
+  const absl::Cleanup stop = [&engine] { engine.Stop(); };
+  server->SetServing(kModelService, true, "");
+  engine.Start([&server](bool serving, const std::string& cause) {
+    server->SetServing(kInferenceService, serving, cause);
+  });
+  spdlog::info("serving {} on {}", model->DisplayName(), absl::GetFlag(FLAGS_listen));
+  return server->ServeUntilSignal([&engine] { engine.Drain(); });
+}
+
+}  // namespace
+}  // namespace isotherm::gateway
+
+int main(int argc, char** argv) {
+  return isotherm::rpc::RunMain(isotherm::gateway::Description(), argc, argv, isotherm::gateway::Serve);
+}
