@@ -1,0 +1,312 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/neuron/mask.h"
+#include "tests/exchange/harness.h"
+
+// What a caller may rely on, whichever the transport.
+namespace isotherm::exchange {
+namespace {
+
+using ::testing::HasSubstr;
+
+class ContractTest : public ::testing::TestWithParam<Transport> {
+ protected:
+  // Serves and connects with one geometry.
+  void Start(const Geometry& geometry) { Start(geometry, PolicyFor(geometry)); }
+  void Start(const Geometry& geometry, const ServerPolicy& policy) {
+    Serve(geometry, policy);
+    absl::StatusOr<std::unique_ptr<Channel>> channel = Connect(stub_.get(), client_);
+    ASSERT_TRUE(channel.ok()) << channel.status();
+    channel_ = std::move(*channel);
+    ASSERT_EQ(channel_->transport(), GetParam());
+  }
+  void Serve(const Geometry& geometry, const ServerPolicy& policy) {
+    geometry_ = geometry;
+    executor_ = std::make_unique<FakeExecutor>(geometry);
+    executor_->hook = hook_;
+    server_ = std::make_unique<TestServer>(socket_, server_options_, policy, executor_.get());
+    client_ = ClientFor(geometry, GetParam(), directory_.path());
+    client_.exchange_timeout = timeout_;
+  }
+  absl::Status Exchange(const RequestHeader& header, uint64_t seed = 1) {
+    return RoundTrip(channel_.get(), geometry_, RandomRequest(geometry_, header, seed));
+  }
+
+  TempDirectory directory_{"/dev/shm"};
+  const std::string socket_ = directory_.path() + "/socket";
+  ServerOptions server_options_{.shm_directory = directory_.path()};
+  FakeExecutor::Hook hook_;
+  absl::Duration timeout_ = absl::Seconds(20);
+  Geometry geometry_;
+  std::unique_ptr<FakeExecutor> executor_;
+  std::unique_ptr<TestServer> server_;
+  std::unique_ptr<worker::v1::NeuronService::Stub> stub_ = MakeStub(socket_);
+  ClientOptions client_;
+  std::unique_ptr<Channel> channel_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Transports, ContractTest,
+                         ::testing::Values(Transport::kSharedMemory, Transport::kInline),
+                         [](const auto& info) { return std::string(TransportName(info.param)); });
+
+TEST_P(ContractTest, CarriesAwkwardShapes) {
+  for (const Geometry& geometry :
+       {Geometry{1, 1, 1, 1, false}, Geometry{1, 1, 1, 1, true}, Geometry{2, 3, 63, 3, true},
+        Geometry{2, 3, 64, 3, true}, Geometry{2, 7, 65, 5, true}, Geometry{3, 17, 127, 2, false},
+        Geometry{1, 1023, 1025, 33, true}, Geometry{1, 4096, 11008, 2, false}}) {
+    SCOPED_TRACE(absl::StrCat("hidden ", geometry.hidden, " ffn ", geometry.ffn));
+    channel_.reset();
+    server_.reset();
+    ASSERT_NO_FATAL_FAILURE(Start(geometry));
+    uint64_t step = 0;
+    for (int64_t rows = 1; rows <= geometry.max_rows; ++rows) {
+      for (int64_t layer = 0; layer < geometry.layers; ++layer) {
+        const RequestHeader header{.step = ++step, .layer = layer, .rows = rows};
+        ASSERT_EQ(Exchange(header, step), absl::OkStatus());
+      }
+    }
+  }
+}
+
+TEST_P(ContractTest, CarriesGateValuesAndTheDenseFlag) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  for (const bool dense : {false, true}) {
+    for (const bool gates : {true, false, true}) {
+      EXPECT_EQ(Exchange({.step = 1, .layer = 2, .rows = 4, .dense = dense, .has_gate_values = gates}),
+                absl::OkStatus());
+    }
+  }
+}
+
+TEST_P(ContractTest, CarriesRowsWithoutNeurons) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  Request request = RandomRequest(geometry_, {.rows = 2}, 1);
+  std::fill(request.masks.begin(), request.masks.end(), 0);
+  EXPECT_EQ(RoundTrip(channel_.get(), geometry_, request), absl::OkStatus());
+}
+
+TEST_P(ContractTest, KeepsAnAnswerUntilTheNextBegin) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  const Request request = RandomRequest(geometry_, {.rows = 1}, 1);
+  const absl::StatusOr<RequestBuffers> buffers = channel_->Begin(request.header);
+  ASSERT_TRUE(buffers.ok());
+  std::copy(request.x.begin(), request.x.end(), buffers->x);
+  std::copy(request.masks.begin(), request.masks.end(), buffers->masks);
+  ASSERT_EQ(channel_->Send(0), absl::OkStatus());
+  const absl::StatusOr<Channel::Answer> answer = channel_->Await();
+  ASSERT_TRUE(answer.ok());
+  const std::vector<float> before(answer->y, answer->y + geometry_.hidden);
+  channel_->EndStep();
+  channel_->BeginStep(2);
+  absl::SleepFor(absl::Milliseconds(5));
+  EXPECT_EQ(std::memcmp(before.data(), answer->y, before.size() * sizeof(float)), 0);
+}
+
+TEST_P(ContractTest, AccountsForTimeAndBytes) {
+  hook_ = [this](const ServerRequest& request, float* y) {
+    absl::SleepFor(absl::Milliseconds(20));
+    return FakeExecutor::Answer(geometry_, request, y);
+  };
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  const Request request = RandomRequest(geometry_, {.rows = 2}, 1);
+  const absl::StatusOr<RequestBuffers> buffers = channel_->Begin(request.header);
+  ASSERT_TRUE(buffers.ok());
+  std::copy(request.masks.begin(), request.masks.end(), buffers->masks);
+  ASSERT_EQ(channel_->Send(0), absl::OkStatus());
+  absl::SleepFor(absl::Milliseconds(60));  // the hot half takes longer
+  const absl::StatusOr<Channel::Answer> answer = channel_->Await();
+  ASSERT_TRUE(answer.ok());
+  EXPECT_GE(answer->latency, absl::Milliseconds(20));
+  EXPECT_LT(answer->latency, absl::Milliseconds(55)) << "counted until Await instead of the answer's arrival";
+  EXPECT_LT(answer->wait, absl::Milliseconds(20));
+  // Two descriptors, x and y of 2 x 5 floats, masks of 2 x 2 words.
+  EXPECT_EQ(channel_->bytes_exchanged(), 2 * 64 + 2 * 40 + 32);
+}
+
+TEST_P(ContractTest, TellsTheExecutorAboutSteps) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  for (int step = 1; step <= 3; ++step) {
+    channel_->BeginStep(static_cast<uint64_t>(step));
+    ASSERT_EQ(Exchange({.step = static_cast<uint64_t>(step), .rows = 1}), absl::OkStatus());
+    channel_->EndStep();
+    const absl::Time deadline = absl::Now() + absl::Seconds(5);
+    while (executor_->steps_closed < step && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(1));
+    EXPECT_EQ(executor_->steps_opened, step);
+    EXPECT_EQ(executor_->steps_closed, step);
+  }
+}
+
+TEST_P(ContractTest, ClosesAStepThatTheClientLeavesOpen) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  channel_->BeginStep(1);
+  ASSERT_EQ(Exchange({.step = 1, .rows = 1}), absl::OkStatus());
+  channel_.reset();
+  EXPECT_EQ(server_->TakeResult(absl::Seconds(5)), absl::OkStatus());
+  EXPECT_EQ(executor_->steps_closed, 1);
+}
+
+TEST_P(ContractTest, PassesOnTheExecutorsError) {
+  hook_ = [this](const ServerRequest& request, float* y) -> absl::StatusOr<ServerAnswer> {
+    if (request.header.layer == 1) return absl::ResourceExhaustedError("no memory for tiles");
+    return FakeExecutor::Answer(geometry_, request, y);
+  };
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  ASSERT_EQ(Exchange({.layer = 0, .rows = 1}), absl::OkStatus());
+  const absl::Status error = Exchange({.layer = 1, .rows = 1});
+  EXPECT_EQ(error.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(error.message()), HasSubstr("no memory for tiles"));
+  EXPECT_TRUE(channel_->failed());
+  EXPECT_EQ(Exchange({.layer = 0, .rows = 1}), error) << "a dead channel repeats its first error";
+}
+
+TEST_P(ContractTest, ABoundedWaitEndsWithDeadlineExceeded) {
+  std::mutex stuck;
+  stuck.lock();
+  hook_ = [&](const ServerRequest& request, float* y) {
+    std::lock_guard<std::mutex> lock(stuck);
+    return FakeExecutor::Answer(geometry_, request, y);
+  };
+  timeout_ = absl::Milliseconds(150);
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  const absl::Time start = absl::Now();
+  EXPECT_EQ(Exchange({.rows = 1}).code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_GE(absl::Now() - start, absl::Milliseconds(150));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(1));
+  EXPECT_TRUE(channel_->failed());
+  stuck.unlock();
+  EXPECT_TRUE(server_->TakeResult(absl::Seconds(5)).has_value()) << "the call outlives its client";
+}
+
+TEST_P(ContractTest, RefusesWhatTheGeometryLeavesOut) {
+  for (const RequestHeader& header :
+       {RequestHeader{.layer = 3, .rows = 1}, RequestHeader{.layer = -1, .rows = 1}, RequestHeader{.rows = 0},
+        RequestHeader{.rows = 5}, RequestHeader{.rows = -1},
+        RequestHeader{.rows = 1, .has_gate_values = true}}) {
+    channel_.reset();
+    server_.reset();
+    Geometry geometry = SmallGeometry();
+    geometry.gate_values = false;
+    ASSERT_NO_FATAL_FAILURE(Start(geometry));
+    EXPECT_EQ(channel_->Begin(header).status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_TRUE(channel_->failed());
+  }
+}
+
+TEST_P(ContractTest, RefusesCallsOutOfTurn) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  EXPECT_EQ(channel_->Await().status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(channel_->Send(0).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_P(ContractTest, RefusesHotNeurons) {
+  ServerPolicy policy = PolicyFor(SmallGeometry());
+  policy.hot.assign(3, std::vector<uint64_t>(2, 0));
+  neuron::SetBit(policy.hot[1].data(), 69);
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry(), policy));
+  Request request = RandomRequest(geometry_, {.layer = 0, .rows = 2}, 1);
+  std::fill(request.masks.begin(), request.masks.end(), 0);
+  neuron::SetBit(request.masks.data() + 2, 69);
+  EXPECT_EQ(RoundTrip(channel_.get(), geometry_, request), absl::OkStatus()) << "cold in layer 0";
+  request.header.layer = 1;
+  const absl::Status error = RoundTrip(channel_.get(), geometry_, request);
+  EXPECT_EQ(error.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(error.message()),
+              HasSubstr("the mask of row 1 in layer 1 asks for neurons that are hot"));
+}
+
+TEST_P(ContractTest, RefusesMasksPastTheFfnAndGateValuesThatDoNotMatch) {
+  struct Case {
+    const char* message;
+    std::function<void(Request*)> spoil;
+  };
+  const Case cases[] = {
+      {"bits past the last of 70 neurons", [](Request* request) { request->masks[3] |= uint64_t{1} << 6; }},
+      {"gate value count is", [](Request* request) { request->gate_values.pop_back(); }},
+      {"placement epoch is 8, expected 7", [](Request* request) { request->header.placement_epoch = 8; }},
+  };
+  for (const Case& c : cases) {
+    channel_.reset();
+    server_.reset();
+    ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+    Request request = RandomRequest(geometry_, {.rows = 2, .has_gate_values = true}, 1);
+    c.spoil(&request);
+    const absl::Status error = RoundTrip(channel_.get(), geometry_, request);
+    EXPECT_EQ(error.code(), absl::StatusCode::kInvalidArgument) << error;
+    EXPECT_THAT(std::string(error.message()), HasSubstr(c.message));
+  }
+}
+
+TEST_P(ContractTest, RefusesAWorkerThatHasSomethingElse) {
+  struct Case {
+    const char* message;
+    std::function<void(ClientOptions*)> spoil;
+  };
+  const Case cases[] = {
+      {"model digest differs: the GPU worker has other, this CPU worker model",
+       [](ClientOptions* options) { options->model_digest = "other"; }},
+      {"placement epoch differs: the GPU worker has 8, this CPU worker 7",
+       [](ClientOptions* options) { options->placement_epoch = 8; }},
+      {"placement digest differs: the GPU worker has other, this CPU worker placement",
+       [](ClientOptions* options) { options->placement_digest = "other"; }},
+      {"hidden size differs: the GPU worker has 6, this CPU worker 5",
+       [](ClientOptions* options) { options->geometry.hidden = 6; }},
+      {"5000 rows an exchange, this CPU worker allows 4096",
+       [](ClientOptions* options) { options->geometry.max_rows = 5000; }},
+  };
+  Serve(SmallGeometry(), PolicyFor(SmallGeometry()));
+  for (const Case& c : cases) {
+    ClientOptions options = client_;
+    c.spoil(&options);
+    const absl::Status error = Connect(stub_.get(), options).status();
+    EXPECT_THAT(std::string(error.message()), HasSubstr(c.message));
+    EXPECT_FALSE(error.ok());
+  }
+  EXPECT_THAT(directory_.Files(), ::testing::ElementsAre("socket")) << "a refused opening left a region";
+}
+
+TEST_P(ContractTest, ServesSeveralClientsAtOnce) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  std::vector<std::unique_ptr<Channel>> others;
+  for (int i = 0; i < 3; ++i) {
+    absl::StatusOr<std::unique_ptr<Channel>> channel = Connect(stub_.get(), client_);
+    ASSERT_TRUE(channel.ok()) << channel.status();
+    others.push_back(std::move(*channel));
+  }
+  for (uint64_t step = 1; step <= 20; ++step) {
+    for (const auto& channel : others) {
+      EXPECT_EQ(
+          RoundTrip(channel.get(), geometry_, RandomRequest(geometry_, {.step = step, .rows = 3}, step)),
+          absl::OkStatus());
+    }
+  }
+}
+
+TEST_P(ContractTest, AnOpenChannelIsIdle) {
+  server_options_.spin_us = 50;
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  channel_->BeginStep(1);
+  ASSERT_EQ(Exchange({.step = 1, .rows = 1}), absl::OkStatus());
+  channel_->EndStep();
+  absl::SleepFor(absl::Milliseconds(100));
+  const auto cpu_seconds = [] {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+  };
+  const double before = cpu_seconds();
+  absl::SleepFor(absl::Seconds(2));
+  EXPECT_LT(cpu_seconds() - before, 0.01 * 2) << "client, server and gRPC's threads together";
+}
+
+}  // namespace
+}  // namespace isotherm::exchange
