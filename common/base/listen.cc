@@ -1,6 +1,7 @@
 #include "common/base/listen.h"
 
 #include <netdb.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -53,6 +54,19 @@ int TryBind(const addrinfo& address) {
   const int on = 1;
   setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   return bind(fd.get(), address.ai_addr, address.ai_addrlen) == 0 ? 0 : errno;
+}
+
+bool TryConnect(const addrinfo& address) {
+  const UniqueFd fd(
+      socket(address.ai_family, address.ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, address.ai_protocol));
+  if (!fd.valid()) return false;
+  if (connect(fd.get(), address.ai_addr, address.ai_addrlen) == 0) return true;
+  if (errno != EINPROGRESS) return false;
+  pollfd writable = {fd.get(), POLLOUT, 0};
+  int error = 0;
+  socklen_t length = sizeof error;
+  return poll(&writable, 1, /*milliseconds=*/1000) == 1 &&
+         getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &length) == 0 && error == 0;
 }
 
 absl::StatusOr<bool> SomebodyAccepts(const std::string& path, const sockaddr_un& address) {
@@ -115,6 +129,15 @@ absl::Status PrepareSocketPath(const std::string& path) {
     return absl::ErrnoToStatus(errno, absl::StrCat("cannot remove the stale socket ", path));
   }
   return absl::OkStatus();
+}
+
+bool CanConnect(const std::string& address) {
+  const absl::StatusOr<AddressList> list = Resolve(address);
+  if (!list.ok()) return false;
+  for (const addrinfo* candidate = list->get(); candidate != nullptr; candidate = candidate->ai_next) {
+    if (TryConnect(*candidate)) return true;
+  }
+  return false;
 }
 
 }  // namespace isotherm::base

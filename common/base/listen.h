@@ -18,6 +18,9 @@ absl::Status CheckCanListen(const std::string& address);
 // path is too long.
 absl::Status PrepareSocketPath(const std::string& path);
 
+// Whether somebody accepts a connection on "host:port" within a second. The connection is closed at once.
+bool CanConnect(const std::string& address);
+
 }  // namespace isotherm::base
 
 #endif  // ISOTHERM_COMMON_BASE_LISTEN_H_

@@ -3,6 +3,7 @@
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 
+#include <atomic>
 #include <exception>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -14,6 +15,8 @@
 
 namespace isotherm::observe {
 namespace {
+
+std::atomic<LogFormat> current_format{LogFormat::kText};
 
 // One JSON object a line. The library escapes; bytes that are not UTF-8 become U+FFFD.
 class JsonFormatter final : public spdlog::formatter {
@@ -59,10 +62,10 @@ std::optional<LogFormat> ParseFormat(const std::string& format) {
 
 std::unique_ptr<spdlog::formatter> MakeFormatter(const std::string& process, LogFormat format) {
   if (format == LogFormat::kJson) return std::make_unique<JsonFormatter>(process);
-  // "2025-03-01T12:00:00.123+01:00 info  gateway: serving"; the level is coloured on a terminal.
+  // "2025-03-01T12:00:00.123+01:00 info    gateway: serving"; the level is coloured on a terminal.
   const std::string literal_process = absl::StrReplaceAll(process, {{"%", "%%"}});
   return std::make_unique<spdlog::pattern_formatter>(
-      absl::StrCat("%Y-%m-%dT%H:%M:%S.%e%z %^%-5l%$ ", literal_process, ": %v"));
+      absl::StrCat("%Y-%m-%dT%H:%M:%S.%e%z %^%-7l%$ ", literal_process, ": %v"));
 }
 
 absl::Status InitLogging(const std::string& process, const std::string& level, const std::string& format) {
@@ -84,7 +87,10 @@ absl::Status InitLogging(const std::string& process, const std::string& level, c
   } catch (const std::exception& error) {
     return absl::InternalError(absl::StrCat("cannot set up logging: ", error.what()));
   }
+  current_format = *parsed_format;
   return absl::OkStatus();
 }
+
+LogFormat CurrentLogFormat() { return current_format; }
 
 }  // namespace isotherm::observe

@@ -21,6 +21,9 @@ absl::Status InitLogging(const std::string& process, const std::string& level, c
 // What InitLogging installs, for loggers of one's own.
 std::unique_ptr<spdlog::formatter> MakeFormatter(const std::string& process, LogFormat format);
 
+// The format given to InitLogging; text before.
+LogFormat CurrentLogFormat();
+
 }  // namespace isotherm::observe
 
 #endif  // ISOTHERM_COMMON_OBSERVE_LOG_H_

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/observe/log.h"
 
 namespace isotherm::observe {
 namespace {
@@ -73,7 +74,7 @@ void Progress::Finish() {
 
 void Progress::Show(const std::string& line, bool last) {
   shown_ = true;
-  if (!isatty(STDERR_FILENO)) {
+  if (!isatty(STDERR_FILENO) || CurrentLogFormat() == LogFormat::kJson) {
     spdlog::info("{}", line);
     return;
   }

@@ -4,6 +4,7 @@
 #include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/impl/server_initializer.h>
 #include <grpcpp/resource_quota.h>
 #include <signal.h>
@@ -30,30 +31,29 @@ namespace {
 // While draining, how often the end of the last running call is looked for.
 constexpr absl::Duration kDrainTick = absl::Milliseconds(100);
 
-// Reflection, added to one server rather than by a static initialiser to all of the process. Keeps the names
-// of the services.
-class ReflectionPlugin final : public grpc::reflection::ProtoServerReflectionPlugin {
+// Learns the names of the services that a server registers; the builder tells them to its plugins alone.
+class ServiceNames final : public grpc::ServerBuilderPlugin {
  public:
-  explicit ReflectionPlugin(std::vector<std::string>* services) : services_(services) {}
-  void Finish(grpc::ServerInitializer* initializer) override {
-    *services_ = *initializer->GetServiceList();
-    ProtoServerReflectionPlugin::Finish(initializer);
-  }
+  explicit ServiceNames(std::vector<std::string>* names) : names_(names) {}
+  std::string name() override { return "isotherm_service_names"; }
+  void InitServer(grpc::ServerInitializer*) override {}
+  void Finish(grpc::ServerInitializer* initializer) override { *names_ = *initializer->GetServiceList(); }
+  void ChangeArguments(const std::string&, void*) override {}
 
  private:
-  std::vector<std::string>* const services_;
+  std::vector<std::string>* const names_;
 };
 
-class ReflectionOption final : public grpc::ServerBuilderOption {
+class ServiceNamesOption final : public grpc::ServerBuilderOption {
  public:
-  explicit ReflectionOption(std::vector<std::string>* services) : services_(services) {}
+  explicit ServiceNamesOption(std::vector<std::string>* names) : names_(names) {}
   void UpdateArguments(grpc::ChannelArguments*) override {}
   void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    plugins->push_back(std::make_unique<ReflectionPlugin>(services_));
+    plugins->push_back(std::make_unique<ServiceNames>(names_));
   }
 
  private:
-  std::vector<std::string>* const services_;
+  std::vector<std::string>* const names_;
 };
 
 // gRPC's own log lines go where all others go.
@@ -67,6 +67,7 @@ void SetUpGrpcOnce() {
   std::call_once(once, [] {
     gpr_set_log_function(&LogFromGrpc);
     grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
 }
 
@@ -146,7 +147,7 @@ absl::Status Server::Impl::Listen(const std::vector<grpc::Service*>& services) {
   grpc::ServerBuilder builder;
   Configure(options, builder);
   std::vector<std::string> names;
-  builder.SetOption(std::make_unique<ReflectionOption>(&names));
+  builder.SetOption(std::make_unique<ServiceNamesOption>(&names));
   for (grpc::Service* service : services) builder.RegisterService(service);
 
   // gRPC writes the ports when it binds: 0 where it could not, 1 for a Unix socket.
