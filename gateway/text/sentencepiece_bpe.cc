@@ -60,7 +60,11 @@ void SentencePieceBpe::RankPieces(const Vocabulary& vocabulary) {
   const std::vector<Token>& tokens = vocabulary.tokens;
   std::vector<uint32_t> by_score;
   for (uint32_t id = 0; id < tokens.size(); ++id) {
-    if (ComesFromText(tokens[id].type)) by_score.push_back(id);
+    if (!ComesFromText(tokens[id].type)) continue;
+    const bool unused = tokens[id].type == TokenType::kUnused;
+    if (!pieces_.try_emplace(tokens[id].text, Piece{id, 0, unused}).second) continue;
+    by_score.push_back(id);
+    longest_piece_ = std::max<uint64_t>(longest_piece_, tokens[id].text.size());
   }
   std::stable_sort(by_score.begin(), by_score.end(),
                    [&tokens](uint32_t a, uint32_t b) { return tokens[a].score > tokens[b].score; });
@@ -68,8 +72,7 @@ void SentencePieceBpe::RankPieces(const Vocabulary& vocabulary) {
   for (uint64_t i = 0; i < by_score.size(); ++i) {
     const Token& token = tokens[by_score[i]];
     if (i > 0 && token.score < tokens[by_score[i - 1]].score) ++rank;
-    pieces_.try_emplace(token.text, Piece{by_score[i], rank, token.type == TokenType::kUnused});
-    longest_piece_ = std::max<uint64_t>(longest_piece_, token.text.size());
+    pieces_.find(token.text)->second.rank = rank;
   }
 }
 

@@ -46,7 +46,7 @@ class SentencePieceBpe final : public TextEncoder {
 
   SentencePieceBpe() = default;
   std::string Normalize(absl::string_view text) const;
-  // The pieces in the order of scores.
+  // Of pieces with the same text the first counts.
   void RankPieces(const Vocabulary& vocabulary);
   void AppendIds(absl::string_view symbol, const Seams& seams, std::vector<uint32_t>* ids) const;
   // Of a character without a piece.

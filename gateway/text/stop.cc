@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace isotherm::text {
 
 StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stops)) {
@@ -11,9 +13,7 @@ StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stop
     if (!stops_[i].empty()) trie_.Insert(stops_[i], static_cast<uint32_t>(i));
     longest = std::max<uint64_t>(longest, stops_[i].size());
   }
-  depth_.assign(trie_.size(), 0);
-  fallback_.assign(trie_.size(), ByteTrie::kRoot);
-  ending_.assign(trie_.size(), std::nullopt);
+  prefixes_.resize(trie_.size());
 
   // Level by level: a node's fallback is nearer to the root than the node.
   std::vector<ByteTrie::Node> reached(stops_.size(), ByteTrie::kRoot);
@@ -23,10 +23,11 @@ StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stop
       const ByteTrie::Node parent = reached[i];
       const char byte = stops_[i][level];
       const ByteTrie::Node node = *trie_.Child(parent, byte);
-      depth_[node] = level + 1;
-      fallback_[node] = parent == ByteTrie::kRoot ? ByteTrie::kRoot : Next(fallback_[parent], byte);
-      const std::optional<uint32_t> whole = trie_.Value(node);
-      ending_[node] = whole.has_value() ? whole : ending_[fallback_[node]];
+      const ByteTrie::Node fallback =
+          parent == ByteTrie::kRoot ? ByteTrie::kRoot : Next(prefixes_[parent].fallback, byte);
+      std::optional<uint64_t> ending = prefixes_[fallback].ending;
+      if (const std::optional<uint32_t> whole = trie_.Value(node); whole.has_value()) ending = *whole;
+      prefixes_[node] = {i, level + 1, fallback, ending};
       reached[i] = node;
     }
   }
@@ -37,34 +38,40 @@ ByteTrie::Node StopMatcher::Next(ByteTrie::Node node, char byte) const {
     const std::optional<ByteTrie::Node> child = trie_.Child(node, byte);
     if (child.has_value()) return *child;
     if (node == ByteTrie::kRoot) return ByteTrie::kRoot;
-    node = fallback_[node];
+    node = prefixes_[node].fallback;
   }
+}
+
+absl::string_view StopMatcher::Held(ByteTrie::Node node) const {
+  // The root stands for nothing, also where there are no stop strings.
+  if (node == ByteTrie::kRoot) return "";
+  return absl::string_view(stops_[prefixes_[node].stop]).substr(0, prefixes_[node].depth);
+}
+
+std::string StopMatcher::Release(uint64_t length, ByteTrie::Node before, absl::string_view text) {
+  released_ += length;
+  const absl::string_view held = Held(before).substr(0, length);
+  return absl::StrCat(held, text.substr(0, length - held.size()));
 }
 
 std::string StopMatcher::Push(absl::string_view text) {
   if (match_.has_value()) return "";
-  // The end of the stream's text so far is held_, as long as the automaton's state is deep.
-  held_.reserve(held_.size() + text.size());
-  for (const char byte : text) {
-    held_.push_back(byte);
-    state_ = Next(state_, byte);
-    if (ending_[state_].has_value()) {
-      const std::string& stop = stops_[*ending_[state_]];
-      held_.resize(held_.size() - stop.size());
-      match_ = Match{*ending_[state_], released_ + held_.size()};
-      return std::exchange(held_, "");
-    }
+  const ByteTrie::Node before = state_;
+  for (uint64_t at = 0; at < text.size(); ++at) {
+    state_ = Next(state_, text[at]);
+    const std::optional<uint64_t>& ending = prefixes_[state_].ending;
+    if (!ending.has_value()) continue;
+    std::string released = Release(Held(before).size() + at + 1 - stops_[*ending].size(), before, text);
+    match_ = Match{*ending, released_};
+    state_ = ByteTrie::kRoot;
+    return released;
   }
-  std::string released = held_.substr(0, held_.size() - depth_[state_]);
-  held_.erase(0, released.size());
-  released_ += released.size();
-  return released;
+  return Release(Held(before).size() + text.size() - Held(state_).size(), before, text);
 }
 
 std::string StopMatcher::Flush() {
-  released_ += held_.size();
-  state_ = ByteTrie::kRoot;
-  return std::exchange(held_, "");
+  const ByteTrie::Node before = std::exchange(state_, ByteTrie::kRoot);
+  return Release(Held(before).size(), before, "");
 }
 
 }  // namespace isotherm::text

@@ -36,20 +36,28 @@ class StopMatcher {
   const std::optional<Match>& match() const { return match_; }
 
  private:
+  // What a node of the trie stands for: the first `depth` bytes of stop string `stop`.
+  struct Prefix {
+    uint64_t stop = 0;
+    uint64_t depth = 0;
+    // The node of its longest proper suffix that begins a stop string.
+    ByteTrie::Node fallback = ByteTrie::kRoot;
+    // The longest stop string that it ends with.
+    std::optional<uint64_t> ending;
+  };
+
   // One step of the Aho-Corasick automaton, whose state is the longest beginning of a stop string that the
   // stream ends with.
   ByteTrie::Node Next(ByteTrie::Node node, char byte) const;
+  // What the stream ends with in this state, which is what is held back.
+  absl::string_view Held(ByteTrie::Node node) const;
+  // The first `length` bytes of what was held back before `text` came, and `text`.
+  std::string Release(uint64_t length, ByteTrie::Node before, absl::string_view text);
 
   std::vector<std::string> stops_;
   ByteTrie trie_;
-  // By node: its length; the node of its longest proper suffix in the trie; the longest stop string it ends
-  // with.
-  std::vector<uint64_t> depth_;
-  std::vector<ByteTrie::Node> fallback_;
-  std::vector<std::optional<uint32_t>> ending_;
-
+  std::vector<Prefix> prefixes_;  // by node
   ByteTrie::Node state_ = ByteTrie::kRoot;
-  std::string held_;
   // Bytes handed out.
   uint64_t released_ = 0;
   std::optional<Match> match_;
