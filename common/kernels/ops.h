@@ -6,8 +6,8 @@
 #include "common/base/thread_pool.h"
 #include "common/kernels/packed_row.h"
 
-// The dense operators of a transformer on the CPU. Pointers, extents and strides; strides are in elements unless a name
-// says bytes. Results for a token row never depend on the other rows.
+// The dense operators of a transformer on the CPU. Pointers, extents and strides; strides are in elements
+// unless a name says bytes. Results for a token row never depend on the other rows.
 namespace isotherm::kernels {
 
 // A matrix of packed rows.
@@ -19,18 +19,18 @@ struct WeightMatrix {
   int64_t stride_bytes = 0;  // PackedRowBytes(type, columns)
 };
 
-// y[b, r] = weight[r, :] . x[b, :]. Up to kGemmRows token rows with the row kernels (bit-equal to batch 1), beyond with
-// oneDNN on dequantised tiles of weights. Uses every member of the pool.
+// y[b, r] = weight[r, :] . x[b, :]. Up to kGemmRows token rows with the row kernels (bit-equal to batch 1),
+// beyond with oneDNN on dequantised tiles of weights. Uses every member of the pool.
 inline constexpr int64_t kGemmRows = 16;
-void MatMul(base::ThreadPool& pool, const WeightMatrix& weight, const float* x, int64_t ldx, int64_t batch, float* y,
-            int64_t ldy);
+void MatMul(base::ThreadPool& pool, const WeightMatrix& weight, const float* x, int64_t ldx, int64_t batch,
+            float* y, int64_t ldy);
 
 // out[m, n] (+)= a[m, k] . b[n, k]^T in F32 by oneDNN on the calling thread alone. Strides in elements.
-void GemmNT(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
-            float* out, int64_t ldo);
+void GemmNT(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+            bool accumulate, float* out, int64_t ldo);
 // out[m, n] (+)= a[m, k] . b[k, n].
-void GemmNN(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
-            float* out, int64_t ldo);
+void GemmNN(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+            bool accumulate, float* out, int64_t ldo);
 
 // out = x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019). May run in place.
 void RmsNorm(const float* x, const float* weight, float epsilon, int64_t n, float* out);
@@ -66,11 +66,12 @@ struct PagedKv {
 };
 
 // Stores k and v [kv_heads, head_dim] as row `position`.
-void WriteKv(const PagedKv& kv, const uint32_t* block_table, int64_t position, const float* k, const float* v);
+void WriteKv(const PagedKv& kv, const uint32_t* block_table, int64_t position, const float* k,
+             const float* v);
 
 // out[h, :] = softmax(q[h, :] . K^T * scale) . V for the query heads [first_head, last_head) over rows
-// 0..length-1, with `heads / kv_heads` query heads sharing a KV head. q and out: [heads, head_dim] (all heads);
-// scratch: F32 [length + 2 * head_dim + 64] owned by the calling thread.
+// 0..length-1, with `heads / kv_heads` query heads sharing a KV head. q and out: [heads, head_dim] (all
+// heads); scratch: F32 [length + 2 * head_dim + 64] owned by the calling thread.
 void Attend(const PagedKv& kv, const uint32_t* block_table, int64_t length, const float* q, int64_t heads,
             int64_t first_head, int64_t last_head, float scale, float* scratch, float* out);
 

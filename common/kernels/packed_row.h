@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-// Weight rows as kernels read them. A packed row starts on a 64-byte boundary and is padded to a multiple of 64 bytes
-// with zeros; scales lie apart from quants:
+// Weight rows as kernels read them. A packed row starts on a 64-byte boundary and is padded to a multiple of
+// 64 bytes with zeros; scales lie apart from quants:
 //   F32, F16, BF16   the values
 //   Q8_0             int8 quants [n], then F16 scales [n / 32]
 //   Q4_0             the 16-byte nibble groups of n / 32 blocks as GGUF orders them, then F16 scales [n / 32]
@@ -26,8 +26,8 @@ void PackRow(WeightType type, const uint8_t* file_row, int64_t columns, uint8_t*
 void UnpackFileRow(WeightType type, const uint8_t* file_row, int64_t columns, float* out);
 void UnpackRow(WeightType type, const uint8_t* packed, int64_t columns, float* out);
 
-// Rounds F32 values to a packed row of type F32, F16, BF16 (nearest even), Q8_0 or Q4_0 (the blocks llama.cpp's reference
-// quantiser writes).
+// Rounds F32 values to a packed row of type F32, F16, BF16 (nearest even), Q8_0 or Q4_0 (the blocks
+// llama.cpp's reference quantiser writes).
 void PackFloatRow(WeightType type, const float* values, int64_t columns, uint8_t* packed);
 
 float HalfToFloat(uint16_t half);

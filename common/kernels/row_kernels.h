@@ -7,18 +7,18 @@
 
 #include "common/kernels/packed_row.h"
 
-// Products with packed weight rows and F32 vectors, for the instruction set of this CPU (Highway: AVX2, AVX-512, AVX-512
-// with VNNI). Accumulation is F32 in a fixed order that depends on the length alone: the result for one vector is the
-// same, bit for bit, whatever else is computed beside it.
+// Products with packed weight rows and F32 vectors, for the instruction set of this CPU (Highway: AVX2,
+// AVX-512, AVX-512 with VNNI). Accumulation is F32 in a fixed order that depends on the length alone: the
+// result for one vector is the same, bit for bit, whatever else is computed beside it.
 namespace isotherm::kernels {
 
 struct RowKernels {
   // sum_i row[i] * x[i], i < n. x need not be aligned.
   float (*dot)(const uint8_t* row, const float* x, int64_t n);
-  // y[b * ldy + r] = dot(rows + r * stride, x + b * ldx), r < num_rows, b < batch; bit-equal to `dot`. Each row is read
-  // from memory once.
-  void (*mat_mul)(const uint8_t* rows, int64_t stride, int64_t num_rows, const float* x, int64_t ldx, int64_t batch,
-                  int64_t n, float* y, int64_t ldy);
+  // y[b * ldy + r] = dot(rows + r * stride, x + b * ldx), r < num_rows, b < batch; bit-equal to `dot`. Each
+  // row is read from memory once.
+  void (*mat_mul)(const uint8_t* rows, int64_t stride, int64_t num_rows, const float* x, int64_t ldx,
+                  int64_t batch, int64_t n, float* y, int64_t ldy);
   // y[i] += a * row[i].
   void (*axpy)(const uint8_t* row, float a, float* y, int64_t n);
   // out[i] = row[i].
@@ -34,8 +34,8 @@ const char* UnsupportedCpuReason();
 std::string ActiveTarget();
 // Those compiled in that this CPU has, best first.
 std::vector<std::string> SupportedTargets();
-// Tests only, not thread-safe: makes kernels resolved from now on use that target. Empty: the best again. GetRowKernels and
-// the functions of ops.h and sketch.h follow.
+// Tests only, not thread-safe: makes kernels resolved from now on use that target. Empty: the best again.
+// GetRowKernels and the functions of ops.h and sketch.h follow.
 void ForceTargetForTest(const std::string& target);
 
 }  // namespace isotherm::kernels

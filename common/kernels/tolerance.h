@@ -11,8 +11,9 @@ namespace isotherm::kernels {
 // Unit round-off of F32 arithmetic, 2^-24.
 double UnitRoundOff();
 
-// Bound on |computed - exact| of a dot product of length k accumulated in F32: c * u * sqrt(k) * |a| * |b| with c = 4
-// (statistical form of Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Norms are Euclidean.
+// Bound on |computed - exact| of a dot product of length k accumulated in F32: c * u * sqrt(k) * |a| * |b|
+// with c = 4 (statistical form of Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). Norms
+// are Euclidean.
 double DotTolerance(int64_t k, double norm_a, double norm_b);
 
 // Root-mean-square relative error of rounding normally distributed weights to the type; 0 for F32.

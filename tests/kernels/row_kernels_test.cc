@@ -1,0 +1,166 @@
+#include "common/kernels/row_kernels.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <cmath>
+#include <vector>
+
+#include "common/kernels/tolerance.h"
+#include "tests/kernels/test_support.h"
+
+namespace isotherm::kernels {
+namespace {
+
+using RowKernelsTest = TargetTest;
+INSTANTIATE_ON_EVERY_TARGET(RowKernelsTest);
+
+constexpr float kUntouched = 12345.0f;
+
+TEST(Targets, BestComesFirstAndIsActive) {
+  ASSERT_FALSE(SupportedTargets().empty());
+  EXPECT_EQ(ActiveTarget(), SupportedTargets().front());
+  EXPECT_EQ(SupportedTargets().back(), "AVX2");
+}
+
+TEST_P(RowKernelsTest, UnpackIsExact) {
+  for (const WeightType type : kAllTypes) {
+    for (const int64_t n : AwkwardColumns(type)) {
+      SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " x " << n);
+      const RandomRows rows(type, 1, n, PackedRowBytes(type, n), 1);
+      std::vector<float> out(n + 1, kUntouched);
+      GetRowKernels(type).unpack(rows.row(0), n, out.data());
+      for (int64_t i = 0; i < n; ++i) ASSERT_EQ(out[i], rows.values[0][i]) << i;
+      EXPECT_EQ(out[n], kUntouched);
+    }
+  }
+}
+
+TEST_P(RowKernelsTest, DotIsWithinToleranceAtEveryMisalignment) {
+  for (const WeightType type : kAllTypes) {
+    for (const int64_t n : AwkwardColumns(type)) {
+      const RandomRows rows(type, 1, n, PackedRowBytes(type, n), 2);
+      const std::vector<float> x = RandomFloats(n + 3, 3);
+      for (int64_t shift = 0; shift <= 3; ++shift) {
+        SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " x " << n << " + " << shift);
+        // Ends with the allocation.
+        const std::vector<float> shifted(x.begin() + 3 - shift, x.end());
+        const float* const from = shifted.data() + shift;
+        const double exact = ReferenceDot(rows.values[0], from);
+        const double bound = DotTolerance(n, Norm(rows.values[0]), Norm(from, n));
+        const float dot = GetRowKernels(type).dot(rows.row(0), from, n);
+        EXPECT_TRUE(Within(dot, exact, bound)) << dot << " is not " << exact << " within " << bound;
+      }
+    }
+  }
+}
+
+TEST_P(RowKernelsTest, OneWeightOffByTwiceTheBoundFailsTheCheck) {
+  constexpr int64_t kColumns = 2048;
+  const RandomRows rows(WeightType::kF32, 1, kColumns, PackedRowBytes(WeightType::kF32, kColumns), 4);
+  const std::vector<float> x = RandomFloats(kColumns, 5);
+  const double exact = ReferenceDot(rows.values[0], x.data());
+  const double bound = DotTolerance(kColumns, Norm(rows.values[0]), Norm(x.data(), kColumns));
+  const auto dot = GetRowKernels(WeightType::kF32).dot;
+  ASSERT_TRUE(Within(dot(rows.row(0), x.data(), kColumns), exact, bound));
+  int64_t tried = 0;
+  for (int64_t i = 0; i < kColumns; i += 97) {
+    if (std::abs(x[i]) < 0.1f) continue;
+    // Away from the error that is already there, so that the two cannot cancel.
+    const double sign = dot(rows.row(0), x.data(), kColumns) < exact ? -1 : 1;
+    std::vector<float> row(rows.values[0].begin(), rows.values[0].end());
+    row[i] += static_cast<float>(sign * 2 * bound / x[i]);
+    const RandomRows changed(WeightType::kF32, 1, kColumns, PackedRowBytes(WeightType::kF32, kColumns), 4);
+    PackFloatRow(WeightType::kF32, row.data(), kColumns, changed.packed.data());
+    EXPECT_FALSE(Within(dot(changed.row(0), x.data(), kColumns), exact, bound)) << i;
+    ++tried;
+  }
+  EXPECT_GT(tried, 10);
+}
+
+TEST_P(RowKernelsTest, NaNReachesTheResult) {
+  for (const WeightType type : kAllTypes) {
+    const RandomRows rows(type, 1, 512, PackedRowBytes(type, 512), 6);
+    std::vector<float> x(512, 1.0f);
+    x[300] = NAN;
+    EXPECT_TRUE(std::isnan(GetRowKernels(type).dot(rows.row(0), x.data(), 512))) << WeightTypeName(type);
+  }
+}
+
+// Every number of rows and vectors modulo the tiles, rows and vectors apart from each other.
+TEST_P(RowKernelsTest, MatMulIsBitEqualToDot) {
+  for (const WeightType type : kAllTypes) {
+    const int64_t block = BlockColumns(type);
+    for (const int64_t n :
+         {block == 1 ? int64_t{37} : block, block == 1 ? int64_t{515} : 3 * block, int64_t{1280}}) {
+      const RandomRows rows(type, 9, n, PackedRowBytes(type, n) + 192, 7);
+      const int64_t ldx = n + 5;
+      const std::vector<float> x = RandomFloats(16 * ldx, 8);
+      for (const int64_t batch : {0, 1, 2, 3, 4, 5, 8, 16}) {
+        for (int64_t num_rows = 0; num_rows <= 9; ++num_rows) {
+          SCOPED_TRACE(testing::Message()
+                       << WeightTypeName(type) << " " << num_rows << " x " << n << ", " << batch);
+          const int64_t ldy = num_rows + 2;
+          std::vector<float> y(batch * ldy + 1, kUntouched);
+          const RowKernels& kernels = GetRowKernels(type);
+          kernels.mat_mul(rows.row(0), rows.stride, num_rows, x.data(), ldx, batch, n, y.data(), ldy);
+          for (int64_t b = 0; b < batch; ++b) {
+            for (int64_t r = 0; r < ldy; ++r) {
+              const float expected =
+                  r < num_rows ? kernels.dot(rows.row(r), x.data() + b * ldx, n) : kUntouched;
+              ASSERT_EQ(y[b * ldy + r], expected) << b << ", " << r;
+            }
+          }
+          EXPECT_EQ(y[batch * ldy], kUntouched);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(RowKernelsTest, AxpyAddsEveryElementAndNoMore) {
+  for (const WeightType type : kAllTypes) {
+    for (const int64_t n : AwkwardColumns(type)) {
+      for (int64_t shift = 0; shift <= 3; ++shift) {
+        SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " x " << n << " + " << shift);
+        const RandomRows rows(type, 1, n, PackedRowBytes(type, n), 9);
+        const std::vector<float> before = RandomFloats(shift + n + 1, 10);
+        std::vector<float> y = before;
+        GetRowKernels(type).axpy(rows.row(0), -0.7f, y.data() + shift, n);
+        for (int64_t i = 0; i < n; ++i) {
+          const double term = static_cast<double>(-0.7f) * rows.values[0][i];
+          const double old = before[shift + i];
+          // One rounding, of a fused multiply-add.
+          ASSERT_TRUE(Within(y[shift + i], old + term, UnitRoundOff() * std::abs(old + term) + 1e-45)) << i;
+        }
+        for (int64_t i = 0; i < shift; ++i) EXPECT_EQ(y[i], before[i]);
+        EXPECT_EQ(y[shift + n], before[shift + n]);
+      }
+    }
+  }
+}
+
+TEST_P(RowKernelsTest, OffsetsPassTwoToThe31) {
+  constexpr int64_t kStride = (int64_t{1} << 31) + 64;
+  constexpr int64_t kColumns = 64;
+  constexpr int64_t kRows = 3;
+  const size_t size = kRows * kStride;
+  void* const memory =
+      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  uint8_t* const rows = static_cast<uint8_t*>(memory);
+  const std::vector<float> values = RandomFloats(kRows * kColumns, 11);
+  for (int64_t r = 0; r < kRows; ++r) {
+    PackFloatRow(WeightType::kF32, values.data() + r * kColumns, kColumns, rows + r * kStride);
+  }
+  const std::vector<float> x = RandomFloats(kColumns, 12);
+  const RowKernels& kernels = GetRowKernels(WeightType::kF32);
+  float y[kRows];
+  kernels.mat_mul(rows, kStride, kRows, x.data(), 0, 1, kColumns, y, 0);
+  for (int64_t r = 0; r < kRows; ++r) EXPECT_EQ(y[r], kernels.dot(rows + r * kStride, x.data(), kColumns));
+  EXPECT_NE(y[0], y[2]);
+  munmap(memory, size);
+}
+
+}  // namespace
+}  // namespace isotherm::kernels
