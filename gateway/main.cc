@@ -1,3 +1,5 @@
+#include "common/rpc/main.h"
+
 #include <memory>
 #include <string>
 #include <utility>
@@ -11,7 +13,6 @@
 #include "common/base/status_macros.h"
 #include "common/model/model.h"
 #include "common/observe/log.h"
-#include "common/rpc/main.h"
 #include "common/rpc/server.h"
 #include "gateway/api/inference_service.h"
 #include "gateway/api/model_service.h"
@@ -22,14 +23,17 @@
 #include "gateway/workers/grpc_worker_client.h"
 
 ABSL_FLAG(std::string, model, "",
-          "GGUF file of the model, the same that the GPU worker serves. Only its metadata and vocabulary are read.");
+          "GGUF file of the model, the same that the GPU worker serves. Only its metadata and vocabulary are "
+          "read.");
 ABSL_FLAG(std::string, worker, "127.0.0.1:7071", "Address of the GPU worker: host:port or unix:/path.");
 ABSL_FLAG(absl::Duration, worker_grace, absl::Seconds(60),
           "How long streams wait for a lost worker before they end with UNAVAILABLE.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7070",
           "Where clients connect: host:port or unix:/path, several separated by commas.");
-ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9401", "Where Prometheus scrapes /metrics; empty for nowhere.");
-ABSL_FLAG(int64_t, max_queue, 256, "Requests that may wait for their turn; one more gets RESOURCE_EXHAUSTED.");
+ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9401",
+          "Where Prometheus scrapes /metrics; empty for nowhere.");
+ABSL_FLAG(int64_t, max_queue, 256,
+          "Requests that may wait for their turn; one more gets RESOURCE_EXHAUSTED.");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(30),
           "After SIGTERM, how long running streams may go on before they are cancelled.");
 
@@ -42,22 +46,25 @@ constexpr char kModelService[] = "isotherm.v1.ModelService";
 base::Program Description() {
   return {
       .name = "gateway",
-      .summary = "The public face of Isotherm: takes prompts over gRPC (isotherm.v1), batches them continuously on\n"
-                 "one GPU worker, and streams the text back. It survives its workers: streams pause while one is\n"
-                 "lost and go on, with nothing missing or said twice, when it is back.",
+      .summary =
+          "The public face of Isotherm: takes prompts over gRPC (isotherm.v1), batches them continuously on\n"
+          "one GPU worker, and streams the text back. It survives its workers: streams pause while one is\n"
+          "lost and go on, with nothing missing or said twice, when it is back.",
       .arguments = "",
-      .examples = "# Serve the model that the GPU worker at its default address serves\n"
-                  "gateway --model models/tales/tales.gguf\n"
-                  "# Local clients over a socket, others over the network, and a longer queue\n"
-                  "gateway --model tales.gguf --worker unix:/run/isotherm/gpu.sock \\\n"
-                  "        --listen unix:/run/isotherm/gateway.sock,0.0.0.0:7070 --max-queue 1000",
+      .examples =
+          "# Serve the model that the GPU worker at its default address serves\n"
+          "gateway --model models/tales/tales.gguf\n"
+          "# Local clients over a socket, others over the network, and a longer queue\n"
+          "gateway --model tales.gguf --worker unix:/run/isotherm/gpu.sock \\\n"
+          "        --listen unix:/run/isotherm/gateway.sock,0.0.0.0:7070 --max-queue 1000",
       .groups = {{"Model", {"model"}},
                  {"Worker", {"worker", "worker_grace"}},
                  {"Serving", {"listen", "metrics_listen", "max_queue", "drain_timeout"}}}};
 }
 
 absl::Status CheckFlags() {
-  if (absl::GetFlag(FLAGS_model).empty()) return base::UsageError("--model is missing: the GGUF file to serve");
+  if (absl::GetFlag(FLAGS_model).empty())
+    return base::UsageError("--model is missing: the GGUF file to serve");
   if (absl::GetFlag(FLAGS_worker).empty()) return base::UsageError("--worker is empty");
   if (absl::GetFlag(FLAGS_listen).empty()) return base::UsageError("--listen is empty");
   if (absl::GetFlag(FLAGS_max_queue) < 1) return base::UsageError("--max-queue must be at least 1");

@@ -1,9 +1,9 @@
 #ifndef ISOTHERM_GATEWAY_API_CALL_SCOPE_H_
 #define ISOTHERM_GATEWAY_API_CALL_SCOPE_H_
 
-#include <memory>
-
 #include <grpcpp/grpcpp.h>
+
+#include <memory>
 
 #include "absl/time/time.h"
 #include "gateway/engine/caller.h"

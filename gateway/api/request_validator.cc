@@ -15,7 +15,9 @@ namespace {
 constexpr int kMaxStopStrings = 64;
 constexpr size_t kMaxStopBytes = 1024;
 
-std::optional<bool> AddBos(bool present, bool value) { return present ? std::optional<bool>(value) : std::nullopt; }
+std::optional<bool> AddBos(bool present, bool value) {
+  return present ? std::optional<bool>(value) : std::nullopt;
+}
 
 uint64_t RandomSeed() {
   std::random_device device;
@@ -60,7 +62,8 @@ RequestValidator::RequestValidator(std::string model_name, const text::Tokenizer
 
 absl::Status RequestValidator::CheckModel(const std::string& name) const {
   if (name.empty() || name == model_name_) return absl::OkStatus();
-  return absl::NotFoundError(absl::StrCat("model: there is no \"", name, "\" here, only \"", model_name_, "\""));
+  return absl::NotFoundError(
+      absl::StrCat("model: there is no \"", name, "\" here, only \"", model_name_, "\""));
 }
 
 absl::StatusOr<std::vector<uint32_t>> RequestValidator::Encode(const std::string& text,

@@ -14,14 +14,15 @@
 
 namespace isotherm::gateway {
 
-// From the wire to what the engine takes. Every error is InvalidArgument and names the field, or NotFound for the
-// model. Thread-safe.
+// From the wire to what the engine takes. Every error is InvalidArgument and names the field, or NotFound for
+// the model. Thread-safe.
 class RequestValidator {
  public:
   // `tokenizer` outlives this.
   RequestValidator(std::string model_name, const text::Tokenizer* tokenizer);
 
-  // `context`: tokens a sequence may hold, 0 if that is not known yet. Longer texts are refused before they are encoded.
+  // `context`: tokens a sequence may hold, 0 if that is not known yet. Longer texts are refused before they
+  // are encoded.
   absl::StatusOr<GenerateTask> Generate(const v1::GenerateRequest& request, int64_t context) const;
   absl::StatusOr<std::vector<uint32_t>> Score(const v1::ScoreRequest& request, int64_t context) const;
   absl::StatusOr<std::vector<uint32_t>> Tokenize(const v1::TokenizeRequest& request) const;

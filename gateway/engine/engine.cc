@@ -15,8 +15,8 @@ constexpr absl::Duration kProbeInterval = absl::Seconds(1);
 constexpr absl::Duration kWaitingCheckInterval = absl::Milliseconds(50);
 
 absl::Status GraceStatus(absl::Duration grace, const absl::Status& cause) {
-  return absl::UnavailableError(absl::StrCat("the worker was lost for more than ", absl::FormatDuration(grace), ": ",
-                                             std::string(cause.message())));
+  return absl::UnavailableError(absl::StrCat(
+      "the worker was lost for more than ", absl::FormatDuration(grace), ": ", std::string(cause.message())));
 }
 
 }  // namespace
@@ -122,8 +122,9 @@ void Engine::EndAbandonedIn(Sequences& sequences, absl::Time now) {
     Sequence& sequence = *it->second;
     absl::Status end;
     if (now >= sequence.caller().deadline()) {
-      end = absl::DeadlineExceededError(sequence.started() ? "the deadline passed while the request was running"
-                                                           : "the deadline passed in the queue");
+      end =
+          absl::DeadlineExceededError(sequence.started() ? "the deadline passed while the request was running"
+                                                         : "the deadline passed in the queue");
     } else if (sequence.caller().Gone()) {
       end = absl::CancelledError("the caller is gone");
     }
@@ -165,7 +166,8 @@ ScheduleSnapshot Engine::Snapshot() const {
   for (const auto& [id, sequence] : running_) snapshot.running.push_back(sequence->Snapshot());
   for (const auto& [id, sequence] : waiting_) snapshot.waiting.push_back(sequence->Snapshot());
   snapshot.free_blocks = pool_->free_blocks();
-  snapshot.limits = {pool_->block_size(), link_.runner().max_decode_rows(), link_.runner().max_prefill_rows()};
+  snapshot.limits = {pool_->block_size(), link_.runner().max_decode_rows(),
+                     link_.runner().max_prefill_rows()};
   return snapshot;
 }
 

@@ -28,24 +28,25 @@ struct EngineOptions {
   int64_t max_queue = 256;
 };
 
-// Called by the engine's thread when serving begins or ends and when the cause changes; it is empty while serving.
+// Called by the engine's thread when serving begins or ends and when the cause changes; it is empty while
+// serving.
 using ServingListener = std::function<void(bool serving, const std::string& cause)>;
 
 // What the engine last heard of the runner.
 struct RunnerState {
   bool serving = false;
   bool loading = false;
-  std::string cause;     // why not serving
-  int64_t context = 0;   // tokens a sequence may hold; 0: no runner was ready yet
+  std::string cause;    // why not serving
+  int64_t context = 0;  // tokens a sequence may hold; 0: no runner was ready yet
   worker::v1::GetRunnerResponse runner;
 
   bool operator==(const RunnerState& other) const;
 };
 
-// Runs sequences in continuous batches on one worker. One thread plans a step, sends it, feeds the outputs to their
-// sequences and starts over; nothing changes in a sequence unless its step succeeded, so a failed step is simply planned
-// again. A worker that comes back as another process has lost all KV blocks: every sequence computes its rows again.
-// Thread-safe.
+// Runs sequences in continuous batches on one worker. One thread plans a step, sends it, feeds the outputs to
+// their sequences and starts over; nothing changes in a sequence unless its step succeeded, so a failed step
+// is simply planned again. A worker that comes back as another process has lost all KV blocks: every sequence
+// computes its rows again. Thread-safe.
 class Engine {
  public:
   // `metrics` outlives the engine.
@@ -57,8 +58,9 @@ class Engine {
   // Ends every sequence with Unavailable. When it returns, nothing runs and the listener is not called again.
   void Stop();
 
-  // Takes the sequence over; it will end with an answer or Fail. An error, with nothing taken: ResourceExhausted (queue full),
-  // Unavailable (draining, or the worker is lost for longer than the grace), InvalidArgument (too long).
+  // Takes the sequence over; it will end with an answer or Fail. An error, with nothing taken:
+  // ResourceExhausted (queue full), Unavailable (draining, or the worker is lost for longer than the grace),
+  // InvalidArgument (too long).
   absl::Status Submit(std::unique_ptr<Sequence> sequence);
 
   // From now on Submit refuses; what was taken goes on.
@@ -97,8 +99,9 @@ class Engine {
 
   // Of the engine's thread.
   WorkerLink link_;
-  std::string instance_id_;            // whose blocks pool_ counts
-  std::unique_ptr<KvBlockPool> pool_;  // null until a runner was ready; outlives the leases of the sequences below
+  std::string instance_id_;  // whose blocks pool_ counts
+  std::unique_ptr<KvBlockPool>
+      pool_;  // null until a runner was ready; outlives the leases of the sequences below
   int64_t context_ = 0;
   Sequences running_;
   Sequences waiting_;

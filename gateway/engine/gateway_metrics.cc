@@ -24,18 +24,21 @@ GatewayMetrics::GatewayMetrics()
     : time_to_first_token(LatencyHistogram("time_to_first_token", "From arrival to the first token.")),
       inter_token_latency(LatencyHistogram("inter_token_latency", "Between two tokens of a stream.")),
       queue_time(LatencyHistogram("request_queue_time", "From arrival to the first step.")),
-      e2e_latency(LatencyHistogram("e2e_request_latency", "From arrival to the end of a successful request.")),
+      e2e_latency(
+          LatencyHistogram("e2e_request_latency", "From arrival to the end of a successful request.")),
       prefill_time(LatencyHistogram("request_prefill_time", "From the first step to the first token.")),
       decode_time(LatencyHistogram("request_decode_time", "From the first token to the end.")),
       batch_size(Metrics().GetHistogram("isotherm_batch_size", "Sequences in a step.", PowersOfTwo(11))),
-      iteration_tokens(
-          Metrics().GetHistogram("isotherm_iteration_tokens_total", "Token rows in a step.", PowersOfTwo(15))),
-      prompt_tokens(Metrics().GetCounter("isotherm_prompt_tokens_total", "Prompt tokens of requests started.")),
+      iteration_tokens(Metrics().GetHistogram("isotherm_iteration_tokens_total", "Token rows in a step.",
+                                              PowersOfTwo(15))),
+      prompt_tokens(
+          Metrics().GetCounter("isotherm_prompt_tokens_total", "Prompt tokens of requests started.")),
       generation_tokens(Metrics().GetCounter("isotherm_generation_tokens_total", "Tokens generated.")),
       preemptions(Metrics().GetCounter("isotherm_num_preemptions_total",
                                        "Sequences that gave up their KV blocks to older ones.")),
-      worker_rebuilds(Metrics().GetCounter("isotherm_worker_rebuilds_total",
-                                           "Sequences whose KV cache was lost with a worker and built again.")),
+      worker_rebuilds(
+          Metrics().GetCounter("isotherm_worker_rebuilds_total",
+                               "Sequences whose KV cache was lost with a worker and built again.")),
       requests_running(Metrics().GetGauge("isotherm_num_requests_running", "Sequences with KV blocks.")),
       requests_waiting(Metrics().GetGauge("isotherm_num_requests_waiting", "Sequences in the queue.")),
       kv_cache_usage(Metrics().GetGauge("isotherm_kv_cache_usage_ratio", "KV blocks in use, 0 to 1.")) {}

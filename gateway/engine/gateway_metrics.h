@@ -12,7 +12,8 @@ namespace isotherm::gateway {
 struct GatewayMetrics {
   GatewayMetrics();
 
-  observe::Histogram time_to_first_token, inter_token_latency, queue_time, e2e_latency, prefill_time, decode_time;
+  observe::Histogram time_to_first_token, inter_token_latency, queue_time, e2e_latency, prefill_time,
+      decode_time;
   observe::Histogram batch_size, iteration_tokens;
   observe::Counter prompt_tokens, generation_tokens, preemptions, worker_rebuilds;
   observe::Gauge requests_running, requests_waiting, kv_cache_usage;

@@ -56,10 +56,12 @@ absl::Status GenerateSequence::FitInto(int64_t context) {
   if (rows_wanted() < context) return absl::OkStatus();
   if (generated() > 0) {
     return absl::UnavailableError(absl::StrCat("the GPU worker came back with a context of ", context,
-                                               " tokens, too few for the ", rows_wanted(), " of this sequence"));
+                                               " tokens, too few for the ", rows_wanted(),
+                                               " of this sequence"));
   }
-  return absl::InvalidArgumentError(absl::StrCat("prompt: has ", prompt_size_, " tokens, but the context holds ",
-                                                 context, " and at least one is generated"));
+  return absl::InvalidArgumentError(absl::StrCat("prompt: has ", prompt_size_,
+                                                 " tokens, but the context holds ", context,
+                                                 " and at least one is generated"));
 }
 
 void GenerateSequence::FillTokens(int64_t position, int64_t rows, worker::v1::SequenceSlice* slice) const {
@@ -76,8 +78,8 @@ absl::StatusOr<bool> GenerateSequence::OnOutput(const worker::v1::SequenceSlice&
   }
   const size_t vocabulary = tokenizer_->vocabulary_size();
   if (output.logits().size() != vocabulary * sizeof(float)) {
-    return absl::InternalError(absl::StrCat("the GPU worker sent ", output.logits().size(), " bytes of logits for ",
-                                            vocabulary, " tokens"));
+    return absl::InternalError(absl::StrCat("the GPU worker sent ", output.logits().size(),
+                                            " bytes of logits for ", vocabulary, " tokens"));
   }
   std::vector<float> logits(vocabulary);
   std::memcpy(logits.data(), output.logits().data(), output.logits().size());

@@ -13,8 +13,8 @@ namespace isotherm::gateway {
 
 // Events on their way from the engine to the handler of one Generate stream. Thread-safe.
 //
-// Push never blocks, so a slow reader holds up nobody: chunks it has not taken grow together into one, and progress
-// it has not seen is replaced. What is held is bounded by the text of one sequence.
+// Push never blocks, so a slow reader holds up nobody: chunks it has not taken grow together into one, and
+// progress it has not seen is replaced. What is held is bounded by the text of one sequence.
 class Outbox {
  public:
   void Push(const v1::GenerateProgress& progress);

@@ -17,9 +17,9 @@
 
 namespace isotherm::gateway {
 
-// One request inside the engine: a token history, the KV blocks of the rows computed so far, and what is done with the
-// outputs. The history, never the KV cache, is the truth: rows can be forgotten at any time and computed again. Used
-// by the engine's thread alone.
+// One request inside the engine: a token history, the KV blocks of the rows computed so far, and what is done
+// with the outputs. The history, never the KV cache, is the truth: rows can be forgotten at any time and
+// computed again. Used by the engine's thread alone.
 class Sequence {
  public:
   virtual ~Sequence() = default;
@@ -30,8 +30,8 @@ class Sequence {
   absl::Time arrival() const { return arrival_; }
   bool started() const { return started_.has_value(); }
 
-  // Bounds the sequence to `context` tokens; again whenever a runner with another bound takes over. An error, with both
-  // numbers, if it is too long already.
+  // Bounds the sequence to `context` tokens; again whenever a runner with another bound takes over. An error,
+  // with both numbers, if it is too long already.
   virtual absl::Status FitInto(int64_t context) = 0;
 
   SequenceSnapshot Snapshot() const;
@@ -43,7 +43,8 @@ class Sequence {
   // Takes the blocks for these rows and describes them to the runner. Internal if the blocks are not there.
   absl::Status Fill(const PlannedSlice& planned, absl::Time now, worker::v1::SequenceSlice* slice);
 
-  // The step with that slice succeeded. True: the request is answered and the sequence over. An error ends it too.
+  // The step with that slice succeeded. True: the request is answered and the sequence over. An error ends it
+  // too.
   absl::StatusOr<bool> Accept(const worker::v1::SequenceSlice& slice, const worker::v1::SliceOutput& output,
                               const worker::v1::StepStatistics& statistics, absl::Time now);
 

@@ -9,7 +9,8 @@
 namespace isotherm::gateway {
 namespace {
 
-// A runner that restarts is back in the batch within a fifth of a second, at a cost of five attempts a second.
+// A runner that restarts is back in the batch within a fifth of a second, at a cost of five attempts a
+// second.
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(10);
 constexpr absl::Duration kMaxBackoff = absl::Milliseconds(200);
 // An answer that takes longer than this is as good as none: GetRunner does no work.

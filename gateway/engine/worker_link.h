@@ -21,9 +21,9 @@ struct WorkerLinkOptions {
   absl::Duration grace = absl::Seconds(60);
 };
 
-// The worker client with a memory: whether steps may be sent, since when not and why. An outage begins with the first failure
-// and ends with Confirm or a step that was answered; a connection alone does not end it, for a runner can be reachable and
-// still fail every step. Thread-compatible.
+// The worker client with a memory: whether steps may be sent, since when not and why. An outage begins with
+// the first failure and ends with Confirm or a step that was answered; a connection alone does not end it,
+// for a runner can be reachable and still fail every step. Thread-compatible.
 class WorkerLink {
  public:
   WorkerLink(WorkerLinkOptions options, std::unique_ptr<WorkerClient> client);

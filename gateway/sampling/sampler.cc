@@ -70,8 +70,8 @@ void Sampler::KeepTopK() {
   candidates_.resize(k);
 }
 
-// Softmax without the division: the largest weight is 1, so nothing overflows and the sum is at least 1. Any temperature
-// above 0 is safe, because the quotient's only limit is -infinity, whose weight is 0.
+// Softmax without the division: the largest weight is 1, so nothing overflows and the sum is at least 1. Any
+// temperature above 0 is safe, because the quotient's only limit is -infinity, whose weight is 0.
 void Sampler::SetWeights() {
   const double largest = MostProbable().logit;
   for (Candidate& candidate : candidates_) {
@@ -91,7 +91,8 @@ void Sampler::KeepTopP() {
   size_t kept = 0;
   for (size_t sorted = 0, piece = 64; sorted < candidates_.size() && reached < wanted; piece *= 4) {
     const size_t end = std::min(candidates_.size(), sorted + piece);
-    std::partial_sort(candidates_.begin() + sorted, candidates_.begin() + end, candidates_.end(), MoreProbable);
+    std::partial_sort(candidates_.begin() + sorted, candidates_.begin() + end, candidates_.end(),
+                      MoreProbable);
     for (; kept < end && reached < wanted; ++kept) reached += candidates_[kept].weight;
     sorted = end;
   }
@@ -111,7 +112,8 @@ uint32_t Sampler::Draw() {
             [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
   double total = 0;
   for (const Candidate& candidate : candidates_) total += candidate.weight;
-  // 53 random bits make a double in [0, 1). std::uniform_real_distribution differs between standard libraries.
+  // 53 random bits make a double in [0, 1). std::uniform_real_distribution differs between standard
+  // libraries.
   const double uniform = static_cast<double>(generator_() >> 11) * 0x1p-53;
   double remaining = uniform * total;
   const Candidate* last_possible = nullptr;

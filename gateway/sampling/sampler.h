@@ -11,17 +11,17 @@
 
 namespace isotherm::gateway {
 
-// Draws the tokens of one sequence. The order is fixed: logit bias, penalties, temperature, top-k, top-p, min-p, draw;
-// greedy takes the largest logit after the penalties, the lowest id among equals. The tokens depend on options, seed,
-// logits and history alone: the generator advances by exactly one draw for each token that is not greedy.
-// Thread-compatible.
+// Draws the tokens of one sequence. The order is fixed: logit bias, penalties, temperature, top-k, top-p,
+// min-p, draw; greedy takes the largest logit after the penalties, the lowest id among equals. The tokens
+// depend on options, seed, logits and history alone: the generator advances by exactly one draw for each
+// token that is not greedy. Thread-compatible.
 class Sampler {
  public:
   Sampler(SamplingOptions options, uint64_t seed);
 
-  // `history` is every token before this one, prompt included. Internal, with the generator unchanged, if a logit is NaN or
-  // +infinity or all are -infinity: the worker's fault, and no distribution to draw from. A logit of -infinity
-  // is a token that cannot be drawn.
+  // `history` is every token before this one, prompt included. Internal, with the generator unchanged, if a
+  // logit is NaN or +infinity or all are -infinity: the worker's fault, and no distribution to draw from. A
+  // logit of -infinity is a token that cannot be drawn.
   absl::StatusOr<uint32_t> Sample(absl::Span<const float> logits, absl::Span<const uint32_t> history);
 
  private:

@@ -43,7 +43,8 @@ constexpr Range kMinP = {0, 1, true, false, "in [0, 1)"};
 
 }  // namespace
 
-absl::StatusOr<SamplingOptions> ParseSamplingOptions(const v1::SamplingParameters& p, int64_t vocabulary_size) {
+absl::StatusOr<SamplingOptions> ParseSamplingOptions(const v1::SamplingParameters& p,
+                                                     int64_t vocabulary_size) {
   SamplingOptions options;
   ISOTHERM_RETURN_IF_ERROR(
       ReadField(p.has_temperature(), p.temperature(), "temperature", kNotNegative, &options.temperature));
@@ -53,8 +54,8 @@ absl::StatusOr<SamplingOptions> ParseSamplingOptions(const v1::SamplingParameter
                                      kPositive, &options.repetition_penalty));
   ISOTHERM_RETURN_IF_ERROR(ReadField(p.has_frequency_penalty(), p.frequency_penalty(), "frequency_penalty",
                                      kFinite, &options.frequency_penalty));
-  ISOTHERM_RETURN_IF_ERROR(ReadField(p.has_presence_penalty(), p.presence_penalty(), "presence_penalty", kFinite,
-                                     &options.presence_penalty));
+  ISOTHERM_RETURN_IF_ERROR(ReadField(p.has_presence_penalty(), p.presence_penalty(), "presence_penalty",
+                                     kFinite, &options.presence_penalty));
   if (p.has_top_k()) options.top_k = p.top_k();
   if (p.has_repetition_window()) options.repetition_window = p.repetition_window();
   for (const auto& [token, bias] : p.logit_bias()) {

@@ -17,7 +17,8 @@ struct SequenceSnapshot {
 struct ScheduleLimits {
   int64_t block_size = 0;
   // One row of one sequence is a decode row, several are a prefill chunk.
-  int64_t max_decode_rows = 0;   // also the most sequences that run at a time, so that every one of them decodes in every step
+  int64_t max_decode_rows =
+      0;  // also the most sequences that run at a time, so that every one of them decodes in every step
   int64_t max_prefill_rows = 0;  // over all chunks of a step
 };
 
@@ -37,8 +38,8 @@ struct PlannedSlice {
   bool operator==(const PlannedSlice&) const = default;
 };
 
-// The next step. Apply in this order: end the leases of `preempted` and put those sequences back to wait, move
-// `admitted` to running, then grow the lease of every slice to position + rows; the free blocks suffice.
+// The next step. Apply in this order: end the leases of `preempted` and put those sequences back to wait,
+// move `admitted` to running, then grow the lease of every slice to position + rows; the free blocks suffice.
 struct StepPlan {
   std::vector<uint64_t> preempted;
   std::vector<uint64_t> admitted;
@@ -46,10 +47,12 @@ struct StepPlan {
 };
 
 // Pure and deterministic. First come, first served:
-//   - every running sequence that lacks one row decodes; the others prefill in chunks, oldest first, and share max_prefill_rows;
+//   - every running sequence that lacks one row decodes; the others prefill in chunks, oldest first, and
+//   share max_prefill_rows;
 //   - where blocks run out, the youngest running sequence is preempted, so that the oldest always advances;
 //     A sequence that is itself the youngest stalls and keeps its blocks;
-//   - the first waiting sequence, and no other, is admitted, and only when all rows that it and the running ones want fit
+//   - the first waiting sequence, and no other, is admitted, and only when all rows that it and the running
+//   ones want fit
 //     into the free blocks. So none is passed over, and what is admitted can prefill to its end.
 StepPlan PlanStep(const ScheduleSnapshot& snapshot);
 

@@ -1,9 +1,9 @@
 #include "gateway/workers/grpc_worker_client.h"
 
+#include <grpcpp/grpcpp.h>
+
 #include <chrono>
 #include <utility>
-
-#include <grpcpp/grpcpp.h>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
@@ -15,11 +15,12 @@ namespace {
 
 using worker::v1::ModelRunnerService;
 
-// One Step stream. Its operations run one at a time on a completion queue of their own, which bounds every wait without a
-// thread to watch it. Destruction cancels the stream.
+// One Step stream. Its operations run one at a time on a completion queue of their own, which bounds every
+// wait without a thread to watch it. Destruction cancels the stream.
 class StepStream {
  public:
-  static absl::StatusOr<std::unique_ptr<StepStream>> Open(ModelRunnerService::Stub* stub, absl::Time deadline) {
+  static absl::StatusOr<std::unique_ptr<StepStream>> Open(ModelRunnerService::Stub* stub,
+                                                          absl::Time deadline) {
     auto stream = std::unique_ptr<StepStream>(new StepStream());
     stream->call_ = stub->PrepareAsyncStep(&stream->context_, &stream->queue_);
     stream->call_->StartCall(stream.get());
@@ -37,7 +38,8 @@ class StepStream {
     }
   }
 
-  absl::StatusOr<worker::v1::StepResponse> RoundTrip(const worker::v1::StepRequest& request, absl::Time deadline) {
+  absl::StatusOr<worker::v1::StepResponse> RoundTrip(const worker::v1::StepRequest& request,
+                                                     absl::Time deadline) {
     call_->Write(request, this);
     ISOTHERM_RETURN_IF_ERROR(Finished("sending a step", deadline));
     call_->Read(&response_, this);
@@ -75,8 +77,9 @@ class StepStream {
       context_.TryCancel();
       queue_.Next(&tag, &ok);
     }
-    return absl::UnavailableError(absl::StrCat("the GPU worker is lost while ", what, ": ",
-                                               status.ok() ? "it closed the stream" : status.error_message()));
+    return absl::UnavailableError(
+        absl::StrCat("the GPU worker is lost while ", what, ": ",
+                     status.ok() ? "it closed the stream" : status.error_message()));
   }
 
   grpc::ClientContext context_;
@@ -133,8 +136,8 @@ class GrpcWorkerClient final : public WorkerClient {
     worker::v1::GetRunnerResponse response;
     const grpc::Status status = stub_->GetRunner(&context, {}, &response);
     if (!status.ok()) {
-      return absl::UnavailableError(absl::StrCat("the GPU worker at ", address_, " does not answer: ",
-                                                 status.error_message()));
+      return absl::UnavailableError(
+          absl::StrCat("the GPU worker at ", address_, " does not answer: ", status.error_message()));
     }
     return response;
   }

@@ -8,8 +8,8 @@
 
 namespace isotherm::gateway {
 
-// ModelRunnerService at `address` ("unix:/path" or "host:port"). Does not connect until asked. An answer that does not
-// fit its request (another step id, outputs missing) ends the stream as a broken connection does.
+// ModelRunnerService at `address` ("unix:/path" or "host:port"). Does not connect until asked. An answer that
+// does not fit its request (another step id, outputs missing) ends the stream as a broken connection does.
 std::unique_ptr<WorkerClient> NewGrpcWorkerClient(const std::string& address);
 
 }  // namespace isotherm::gateway

@@ -13,15 +13,17 @@ class WorkerClient {
  public:
   virtual ~WorkerClient() = default;
 
-  // Opens a fresh step stream, giving up the one before, and asks the runner who it is. Every later Step reaches the instance
-  // that answered or fails: a stream does not outlive its process. Unavailable or DeadlineExceeded when nobody answers.
+  // Opens a fresh step stream, giving up the one before, and asks the runner who it is. Every later Step
+  // reaches the instance that answered or fails: a stream does not outlive its process. Unavailable or
+  // DeadlineExceeded when nobody answers.
   virtual absl::StatusOr<worker::v1::GetRunnerResponse> Connect(absl::Duration timeout) = 0;
 
   // Asks without touching the stream.
   virtual absl::StatusOr<worker::v1::GetRunnerResponse> GetRunner(absl::Duration timeout) = 0;
 
-  // Sends one step and waits for its answer. Unavailable: nothing happened as far as the gateway is concerned, the same step may
-  // be sent again, after Connect. Any other error: the runner refuses this step, and would again.
+  // Sends one step and waits for its answer. Unavailable: nothing happened as far as the gateway is
+  // concerned, the same step may be sent again, after Connect. Any other error: the runner refuses this step,
+  // and would again.
   virtual absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request,
                                                        absl::Duration timeout) = 0;
 };
