@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "gateway/text/detokenizer.h"
 #include "gateway/text/stop.h"
@@ -108,10 +107,12 @@ void TryText(const Tokenizer& tokenizer, absl::string_view text, uint8_t choices
 void TryStops(const std::string& first, const std::string& second, absl::string_view text, uint64_t cut) {
   StopMatcher whole({first, second});
   StopMatcher pieces({first, second});
-  const std::string at_once = absl::StrCat(whole.Push(text), whole.Flush());
+  std::string at_once = whole.Push(text);
+  at_once += whole.Flush();
   const absl::string_view head = text.substr(0, cut);
-  const std::string in_pieces =
-      absl::StrCat(pieces.Push(head), pieces.Push(text.substr(head.size())), pieces.Flush());
+  std::string in_pieces = pieces.Push(head);
+  in_pieces += pieces.Push(text.substr(head.size()));
+  in_pieces += pieces.Flush();
   Check(at_once == in_pieces && whole.match().has_value() == pieces.match().has_value());
   Check(text.substr(0, at_once.size()) == at_once);
   Check(whole.match().has_value() ? whole.match()->position == at_once.size() : at_once == text);
