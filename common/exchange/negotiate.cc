@@ -7,6 +7,7 @@
 #include "common/base/status_macros.h"
 #include "common/exchange/region_layout.h"
 #include "common/neuron/bundle.h"
+#include "common/neuron/mask.h"
 
 namespace isotherm::exchange {
 namespace {
@@ -86,6 +87,18 @@ absl::StatusOr<Geometry> CheckOpen(const worker::v1::ExchangeOpen& open, const S
   }
   ISOTHERM_RETURN_IF_ERROR(CheckGeometry(geometry));
   return geometry;
+}
+
+absl::Status CheckPolicy(const ServerPolicy& policy) {
+  if (policy.hot.empty()) return absl::OkStatus();
+  const auto layers = static_cast<size_t>(policy.layers);
+  const auto words = static_cast<size_t>(neuron::MaskWords(policy.ffn));
+  const bool masks_fit =
+      std::all_of(policy.hot.begin(), policy.hot.end(),
+                  [words](const std::vector<uint64_t>& mask) { return mask.size() == words; });
+  if (policy.hot.size() == layers && masks_fit) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrCat("the placement's hot masks are not ", layers, " layers of ", words, " words"));
 }
 
 absl::StatusOr<Transport> ChooseTransport(Transport client, Transport server, bool same_host) {

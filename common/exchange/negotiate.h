@@ -32,6 +32,9 @@ worker::v1::ExchangeOpen MakeOpen(const ClientOptions& options, Transport transp
 // naming what each side has, where the two do not belong together.
 absl::StatusOr<Geometry> CheckOpen(const worker::v1::ExchangeOpen& open, const ServerPolicy& policy);
 
+// Internal when a policy's hot masks are not of its own shape.
+absl::Status CheckPolicy(const ServerPolicy& policy);
+
 // kSharedMemory or kInline from what both sides ask for. FailedPrecondition when that cannot be had.
 absl::StatusOr<Transport> ChooseTransport(Transport client, Transport server, bool same_host);
 

@@ -41,6 +41,7 @@ absl::Status ServeExchange(grpc::ServerContext* context, ServerStream* stream, c
     return absl::CancelledError("the GPU worker left before it had opened the exchange");
   if (!request.has_open()) return absl::InvalidArgumentError("exchange: the first message must be `open`");
   ISOTHERM_ASSIGN_OR_RETURN(ServerPolicy accepted, policy());
+  ISOTHERM_RETURN_IF_ERROR(CheckPolicy(accepted));
   ISOTHERM_ASSIGN_OR_RETURN(const Geometry geometry, CheckOpen(request.open(), accepted));
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<Region> region, MakeRegion(request.open(), geometry, options));
 

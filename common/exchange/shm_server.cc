@@ -39,15 +39,15 @@ absl::Status ShmServer::AwaitRequest() {
   RegionHeader* header = region_->header();
   int64_t spin_ns = spin_ns_;
   while (true) {
-    const bool open = LoadWord(&header->step_open) != 0;
-    session_->SetStepOpen(open);
+    const bool open = session_->step_open();
     const auto ready = [&] {
       return LoadWord(&header->request_doorbell) != answered_ ||
              (LoadWord(&header->step_open) != 0) != open || region_->failed();
     };
-    SpinThenPark(&header->server_parked, spin_ns, open ? std::min(slice_ns_, kOpenStepSliceNs) : slice_ns_,
-                 ready);
+    const int64_t slice_ns = open ? std::min(slice_ns_, kOpenStepSliceNs) : slice_ns_;
+    SpinThenPark(&header->server_parked, spin_ns, slice_ns, ready);
     if (region_->failed()) return absl::OkStatus();
+    session_->SetStepOpen(LoadWord(&header->step_open) != 0);
     const uint32_t rung = LoadWord(&header->request_doorbell);
     if (rung == answered_ + 1) return absl::OkStatus();
     if (rung != answered_) {
@@ -55,7 +55,7 @@ absl::Status ShmServer::AwaitRequest() {
           absl::StrCat("exchange request: the doorbell jumped from ", answered_, " to ", rung));
     }
     // A step that has just opened or closed is worth another spin; a slice that ran out is not.
-    spin_ns = (LoadWord(&header->step_open) != 0) != open ? spin_ns_ : 0;
+    spin_ns = session_->step_open() != open ? spin_ns_ : 0;
   }
 }
 

@@ -133,8 +133,13 @@ TEST_P(ContractTest, AccountsForTimeAndBytes) {
 }
 
 TEST_P(ContractTest, TellsTheExecutorAboutSteps) {
+  hook_ = [this](const ServerRequest& request, float* y) {
+    EXPECT_EQ(executor_->steps_opened, static_cast<int>(request.header.step))
+        << "computes before the step is open";
+    return FakeExecutor::Answer(geometry_, request, y);
+  };
   ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
-  for (int step = 1; step <= 3; ++step) {
+  for (int step = 1; step <= 20; ++step) {
     channel_->BeginStep(static_cast<uint64_t>(step));
     ASSERT_EQ(Exchange({.step = static_cast<uint64_t>(step), .rows = 1}), absl::OkStatus());
     channel_->EndStep();

@@ -90,6 +90,17 @@ TEST(CheckOpenTest, NamesBothValues) {
   }
 }
 
+TEST(CheckPolicyTest, RefusesHotMasksOfAnotherShape) {
+  ServerPolicy policy = PolicyFor(SmallGeometry());
+  EXPECT_EQ(CheckPolicy(policy), absl::OkStatus()) << "no placement yet";
+  policy.hot.assign(3, std::vector<uint64_t>(2));
+  EXPECT_EQ(CheckPolicy(policy), absl::OkStatus());
+  policy.hot[2].pop_back();
+  EXPECT_EQ(CheckPolicy(policy).code(), absl::StatusCode::kInternal);
+  policy.hot.pop_back();
+  EXPECT_EQ(CheckPolicy(policy).code(), absl::StatusCode::kInternal);
+}
+
 TEST(CheckGeometryTest, RefusesNumbersWhoseProductsCouldOverflow) {
   EXPECT_TRUE(CheckGeometry({80, 8192, 28672, 4096, true}).ok());
   for (const Geometry& geometry :
