@@ -2,6 +2,7 @@
 // were made of.
 #include <gtest/gtest.h>
 
+#include <ostream>
 #include <string>
 
 #include "common/model/model.h"
@@ -22,6 +23,8 @@ struct Fixture {
   float rope_scale = 1;
   int64_t predictor_rank = 0;
 };
+
+void PrintTo(const Fixture& fixture, std::ostream* out) { *out << fixture.name; }
 
 class FixtureTest : public ::testing::TestWithParam<Fixture> {};
 
@@ -65,7 +68,7 @@ INSTANTIATE_TEST_SUITE_P(All, FixtureTest,
                          ::testing::Values(Fixture{"mha-relu-f32", 2, 64, 192, 4, TensorType::kF32, kRelu},
                                            Fixture{"gqa-silu-f32", 1, 64, 192, 2, TensorType::kF32, kSilu},
                                            Fixture{"gqa-relu-f16", 1, 128, 256, 1, TensorType::kF16, kRelu},
-                                           Fixture{"mha-silu-f16", 2, 64, 192, 4, TensorType::kF16, kSilu},
+                                           Fixture{"mha-silu-f16", 1, 64, 192, 4, TensorType::kF16, kSilu},
                                            Fixture{"mha-relu-q8_0", 2, 64, 192, 4, TensorType::kQ8_0, kRelu},
                                            Fixture{"gqa-silu-q8_0", 1, 128, 256, 1, TensorType::kQ8_0, kSilu},
                                            Fixture{"gqa-relu-q4_0", 3, 64, 192, 2, TensorType::kQ4_0, kRelu},
@@ -76,7 +79,7 @@ INSTANTIATE_TEST_SUITE_P(All, FixtureTest,
                                                    true, 10000, /*rope_scale=*/2},
                                            Fixture{"tied-relu-q8_0", 3, 64, 192, 2, TensorType::kQ8_0, kRelu,
                                                    true},
-                                           Fixture{"powerinfer-relu-q8_0", 2, 64, 192, 4, TensorType::kQ8_0,
+                                           Fixture{"powerinfer-relu-q8_0", 1, 64, 192, 4, TensorType::kQ8_0,
                                                    kRelu, false, 10000, 1, /*rank=*/128},
                                            Fixture{"powerinfer-rank48-f32", 1, 64, 192, 2, TensorType::kF32,
                                                    kRelu, true, 10000, 1, /*rank=*/48}),

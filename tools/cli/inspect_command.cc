@@ -45,8 +45,10 @@ Command InspectCommand() {
   base::Program program;
   program.name = "isotherm inspect";
   program.summary =
-      "Shows what is in a model file: metadata, tensors, hyperparameters, bytes by purpose, how unevenly the "
-      "neurons fire,\nand which of them a memory budget would put on the GPU.";
+      "Shows what a model file holds and what would run where.\n"
+      "Metadata, tensors, hyperparameters, bytes by purpose, how unevenly the neurons fire and, with "
+      "--vram-budget,\n"
+      "which of them would be hot.";
   program.arguments = "FILE";
   program.examples =
       "isotherm inspect models/tales/tales-q8_0.gguf\n"

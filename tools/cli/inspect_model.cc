@@ -18,7 +18,6 @@
 namespace isotherm::cli {
 namespace {
 
-constexpr double kGiB = 1024.0 * 1024 * 1024;
 constexpr int64_t kHalfBytes = 2;  // of an F16 entry of the KV cache
 
 // The planner weighs layers by these; only their ratio matters to which neurons become hot. Dual-channel DDR4
@@ -142,7 +141,7 @@ std::string FormatBytes(uint64_t bytes) {
   double value = static_cast<double>(bytes) / 1024;
   size_t unit = 0;
   for (; value >= 1024 && unit + 1 < std::size(kUnits); ++unit) value /= 1024;
-  return absl::StrFormat("%.*f %s", value < 10 ? 2 : 1, value, kUnits[unit]);
+  return absl::StrFormat("%.*f %s", value < 10 ? 2 : value < 100 ? 1 : 0, value, kUnits[unit]);
 }
 
 void PrintHyperparameters(const model::Model& model, std::ostream& out) {
@@ -215,18 +214,18 @@ absl::Status PrintPlacement(const model::Model& model, int64_t budget_bytes, int
   const int64_t kv = KvBytes(h, tokens);
   const int64_t dense = attention + head + kv + bytes.predictor;
   if (dense > budget_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("a budget of %.3f GiB is too small for '%s': attention %s, embedding and head %s, KV "
-                        "cache of %d tokens %s and "
-                        "predictor %s need %.3f GiB before the first hot neuron",
-                        budget_bytes / kGiB, model.DisplayName(), FormatBytes(attention), FormatBytes(head),
-                        tokens, FormatBytes(kv), FormatBytes(bytes.predictor), dense / kGiB));
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "a budget of %s is too small for '%s': attention %s, embedding and head %s, KV "
+        "cache of %d tokens %s and "
+        "predictor %s need %s before the first hot neuron",
+        FormatBytes(budget_bytes), model.DisplayName(), FormatBytes(attention), FormatBytes(head), tokens,
+        FormatBytes(kv), FormatBytes(bytes.predictor), FormatBytes(dense)));
   }
   ISOTHERM_ASSIGN_OR_RETURN(const neuron::PlanInput input, MakePlanInput(model, budget_bytes - dense));
   ISOTHERM_ASSIGN_OR_RETURN(const neuron::Plan plan, neuron::PlanPlacement(input));
 
-  out << absl::StreamFormat("\nWith %.3f GiB of GPU memory, before the worker's workspace\n",
-                            budget_bytes / kGiB);
+  out << absl::StreamFormat("\nWith %s of GPU memory, before the worker's workspace\n",
+                            FormatBytes(budget_bytes));
   const auto line = [&out](const std::string& name, int64_t part) {
     out << absl::StreamFormat("  %-22s %12s\n", name, FormatBytes(part));
   };

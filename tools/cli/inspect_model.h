@@ -11,7 +11,7 @@
 // The sections of `isotherm inspect` for files that Isotherm can run.
 namespace isotherm::cli {
 
-// "914 B", "16.5 KiB", "1.62 MiB", "3.80 GiB".
+// Three digits: "914 B", "16.5 KiB", "1.62 MiB", "380 GiB".
 std::string FormatBytes(uint64_t bytes);
 
 void PrintHyperparameters(const model::Model& model, std::ostream& out);
