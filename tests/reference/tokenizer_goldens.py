@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 
 from gguf import GGUFReader, GGUFWriter, TokenType
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
+from isotherm_tools.gguf_llama import Vocabulary
+from isotherm_tools.hf_tokenizer import llama_tokenizer
 from isotherm_tools.tales_text import tokenizer_from_gguf
 
 LLAMA3_PATTERN = (
@@ -25,26 +27,10 @@ def _array(reader: GGUFReader, key: str) -> list:
     return field.contents()
 
 
-def sentencepiece_merges(tokens: list[str], scores: list[float], types: list[int]) -> list[tuple[str, str]]:
-    """Every way to join two pieces to a third, best score first: what SentencePiece's BPE decides by score."""
-    normal = {token: scores[i] for i, token in enumerate(tokens) if types[i] == TokenType.NORMAL}
-    merges = [(score, token[:cut], token[cut:]) for token, score in normal.items() for cut in range(1, len(token))
-              if token[:cut] in normal and token[cut:] in normal]
-    merges.sort(key=lambda m: -m[0])
-    return [(left, right) for _, left, right in merges]
-
-
 def load_spm(path: Path) -> Tokenizer:
-    """Llama's tokenizer: spaces become U+2581, one is put in front, unknown characters fall back to bytes."""
+    """Llama's tokenizer over the vocabulary in a file."""
     reader = GGUFReader(path)
-    tokens, scores, types = (_array(reader, key) for key in ("tokens", "scores", "token_type"))
-    tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)},
-                              merges=sentencepiece_merges(tokens, scores, types),
-                              unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
-                                           decoders.Strip(" ", 1, 0)])
-    return tokenizer
+    return llama_tokenizer(Vocabulary(*(_array(reader, key) for key in ("tokens", "scores", "token_type"))))
 
 
 def load_bpe(path: Path, kind: str) -> Tokenizer:

@@ -76,7 +76,7 @@ class LlamaShape:
 class Vocabulary:
     """A SentencePiece vocabulary as GGUF stores it; the three lists have one entry a token."""
 
-    tokens: Sequence[bytes | str]
+    tokens: Sequence[str]
     scores: Sequence[float]
     types: Sequence[int]
 

@@ -102,6 +102,8 @@ class ReluLlama(nn.Module):
         self.model = Body(shape, dropout)
         angles = torch.arange(shape.context, dtype=torch.float32)[:, None] * shape.rope_base ** (
             -torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim)
+        self.cos: torch.Tensor
+        self.sin: torch.Tensor
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         for name, parameter in self.named_parameters():

@@ -145,9 +145,9 @@ class Synthesizer:
         for layer in range(shape.layers):
             p = f"blk.{layer}."
             self._writer.write(f"{p}attn_norm.weight", ones)
-            x += self._write_attention(p, rms_norm(x, ones, np.float32(shape.rms_eps)))
+            x += self._write_attention(p, rms_norm(x, ones, shape.rms_eps))
             self._writer.write(f"{p}ffn_norm.weight", ones)
-            x += self._write_ffn(p, rms_norm(x, ones, np.float32(shape.rms_eps)), measured)
+            x += self._write_ffn(p, rms_norm(x, ones, shape.rms_eps), measured)
             progress.update(layer + 2, f"layer {layer}: {100 * measured.active_by_layer[-1]:.2f} % active")
         self._writer.write("output_norm.weight", ones)
         head = self._random(shape.vocab, shape.hidden, 1 / math.sqrt(shape.hidden))
@@ -212,12 +212,13 @@ class Synthesizer:
         """Output [tokens, hidden] for the normalised input."""
         shape = self._shape
         std = 1 / math.sqrt(shape.hidden)
-        projections = []
+        projections: list[np.ndarray] = []
         for part, rows in (("q", shape.hidden), ("k", shape.kv_width), ("v", shape.kv_width)):
             encoded, values = self._encode(self._random(rows, shape.hidden, std))
             self._writer.write(f"{p}attn_{part}.weight", encoded)
             projections.append(values)
-        mixed = np.concatenate([attend(x[i:i + SEQUENCE], *projections, shape) for i in range(0, len(x), SEQUENCE)])
+        q, k, v = projections
+        mixed = np.concatenate([attend(x[i:i + SEQUENCE], q, k, v, shape) for i in range(0, len(x), SEQUENCE)])
         energy = float(np.mean(np.sum(mixed * mixed, axis=-1)))
         out = self._random(shape.hidden, shape.hidden, math.sqrt(RESIDUAL_GAIN / shape.layers / energy))
         out[0] = 0

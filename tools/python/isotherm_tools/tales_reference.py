@@ -42,7 +42,7 @@ def load_transformers(state: dict[str, np.ndarray], shape: LlamaShape) -> torch.
         vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, hidden_act="relu",
         max_position_embeddings=shape.context, rms_norm_eps=shape.rms_eps, tie_word_embeddings=tied,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base}, attn_implementation="eager"))
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_base}))
     missing, unexpected = model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in state.items()}, strict=False)
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if tied else set()), (missing, unexpected)
     model.tie_weights()
@@ -98,15 +98,16 @@ def main() -> None:
         continuation, gap = greedy(model, ids, CONTINUATION, device)
         continuations.append({"prompt": prompt, "prompt_ids": ids, "ids": continuation,
                               "text": tokenizer.decode(continuation), "smallest_gap": gap})
+    perplexity = math.exp(math.fsum(sums) / scored)
     reference = {
         "tokens": {"count": len(stream), "sha256": hashlib.sha256(stream.astype("<i4").tobytes()).hexdigest()},
         "context": shape.context,
         "perplexity": {"windows": len(sums), "scored_tokens": scored, "nll": math.fsum(sums),
-                       "perplexity": math.exp(math.fsum(sums) / scored)},
+                       "perplexity": perplexity},
         "first_windows": sums[:FIRST_WINDOWS],
         "greedy": continuations}
     options.out.write_text(json.dumps(reference, indent=1) + "\n")
-    print(f"perplexity {reference['perplexity']['perplexity']:.4f} over {scored} tokens", flush=True)
+    print(f"perplexity {perplexity:.4f} over {scored} tokens", flush=True)
 
 
 if __name__ == "__main__":

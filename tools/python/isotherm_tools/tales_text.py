@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece as spm
@@ -65,7 +66,9 @@ def vocabulary_of(tokenizer: spm.SentencePieceProcessor) -> Vocabulary:
 
 def tokenizer_from_gguf(path: Path) -> spm.SentencePieceProcessor:
     """SentencePiece over the vocabulary inside a GGUF file."""
-    from sentencepiece import sentencepiece_model_pb2 as proto
+    from sentencepiece import sentencepiece_model_pb2 as messages
+
+    proto: Any = messages  # generated code without types
 
     reader = GGUFReader(path)
     columns = []

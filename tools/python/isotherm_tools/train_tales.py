@@ -20,7 +20,8 @@ import torch
 
 from isotherm_tools import tales_text
 from isotherm_tools.export_gguf import export_relu_llama
-from isotherm_tools.gguf_llama import LlamaShape
+from isotherm_tools.gguf_llama import LlamaShape, Vocabulary
+from isotherm_tools.hf_tokenizer import llama_tokenizer
 from isotherm_tools.progress import Progress
 from isotherm_tools.relu_llama import ReluLlama
 
@@ -61,16 +62,16 @@ def autocast(device: torch.device) -> torch.autocast:
 def evaluate(model: ReluLlama, windows: torch.Tensor, batch: int, device: torch.device) -> tuple[float, list[float]]:
     """Mean loss (nats/token) over windows [count, context], and the share of neurons that fire per layer."""
     model.eval()
-    total, active, count = 0.0, 0.0, 0
+    total, active, count = 0.0, np.zeros(len(model.model.layers)), 0
     for start in range(0, len(windows), batch):
         part = windows[start:start + batch].to(device)
         with autocast(device):
             loss, _, shares = model.losses(part)
         total += float(loss) * len(part)
-        active = active + shares.double().cpu() * len(part)
+        active += shares.double().cpu().numpy() * len(part)
         count += len(part)
     model.train()
-    return total / count, [float(share) / count for share in active]  # type: ignore[attr-defined]
+    return total / count, (active / count).tolist()
 
 
 @torch.no_grad()
@@ -143,9 +144,10 @@ def train(model: ReluLlama, stream: torch.Tensor, valid: torch.Tensor, options: 
     return best, log
 
 
-def save_transformers(folder: Path, state: dict[str, torch.Tensor], shape: LlamaShape, tokenizer: bytes) -> None:
-    """Writes a LlamaForCausalLM checkpoint (hidden_act relu, tied head) in files of at most 15 MB."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def save_transformers(folder: Path, state: dict[str, torch.Tensor], shape: LlamaShape, vocabulary: Vocabulary) -> None:
+    """Writes a LlamaForCausalLM checkpoint (hidden_act relu, tied head) and its tokenizer."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     config = LlamaConfig(
         vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
@@ -156,11 +158,12 @@ def save_transformers(folder: Path, state: dict[str, torch.Tensor], shape: Llama
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     model.tie_weights()
-    model.save_pretrained(folder, max_shard_size="15MB")
-    (folder / "tokenizer.model").write_bytes(tokenizer)
-    (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True, "add_eos_token": False,
-         "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, indent=1) + "\n")
+    model.save_pretrained(folder)
+    tokenizer = llama_tokenizer(vocabulary)
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B",
+                                                  special_tokens=[("<s>", tales_text.BOS)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+                            model_max_length=shape.context).save_pretrained(folder)
 
 
 def main() -> None:
@@ -194,10 +197,11 @@ def main() -> None:
     counts = firing_counts(model, profile, options.batch, device)
     valid_loss, active = evaluate(model, valid, options.batch, device)
     state = {name: tensor.float().cpu() for name, tensor in best.items()}
-    save_transformers(options.out_dir / "hf", state, shape, model_bytes)
+    vocabulary = tales_text.vocabulary_of(tokenizer)
+    save_transformers(options.out_dir / "hf", state, shape, vocabulary)
     gguf_path = options.out_dir / f"{options.name}-{options.type}.gguf"
     export_relu_llama(gguf_path, {name: tensor.numpy() for name, tensor in state.items()}, shape,
-                      tales_text.vocabulary_of(tokenizer), options.type, options.name, counts, profile.numel())
+                      vocabulary, options.type, options.name, counts, profile.numel())
     metrics = {
         "valid_loss": valid_loss, "valid_bits_per_byte": valid_loss * len(valid_stream) / valid_bytes / math.log(2),
         "active_by_layer": active, "active": sum(active) / len(active),
