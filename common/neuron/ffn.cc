@@ -177,6 +177,13 @@ FfnExecutor::FfnExecutor(base::ThreadPool* pool, int64_t hidden, int64_t ffn, in
 
 FfnExecutor::~FfnExecutor() = default;
 
+int64_t FfnExecutor::WorkspaceBytes(int threads, int64_t hidden, int64_t ffn, int64_t max_rows) {
+  const int64_t partial_sums = MostPartialRows(threads, max_rows) * hidden * sizeof(float);
+  const int64_t lists = threads * ffn * sizeof(int32_t) + max_rows * MaskWords(ffn) * sizeof(int64_t);
+  const int64_t tiles = max_rows > kSparseRows ? threads * TileScratch::Bytes(hidden) : 0;
+  return partial_sums + lists + tiles;
+}
+
 FfnStatistics FfnExecutor::Run(const BundleView& view, const FfnRequest& request, float* y) {
   Workspace& workspace = *workspace_;
   Job job;

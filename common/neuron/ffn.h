@@ -50,6 +50,9 @@ class FfnExecutor {
   FfnExecutor(base::ThreadPool* pool, int64_t hidden, int64_t ffn, int64_t max_rows);
   ~FfnExecutor();
 
+  // Memory that such an executor takes, for plans made before it exists.
+  static int64_t WorkspaceBytes(int threads, int64_t hidden, int64_t ffn, int64_t max_rows);
+
   // Overwrites y[rows, hidden]. A row's result is the sum over exactly the neurons whose bit is set in its
   // own mask.
   //   Up to kSparseRows rows each bundle in the union of the masks is read once and applied to the rows that

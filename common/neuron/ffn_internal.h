@@ -107,13 +107,16 @@ void ComputeSparse(const Job& job, int64_t begin, int64_t end, int32_t* wanted, 
 class TileScratch {
  public:
   explicit TileScratch(int64_t hidden);
-  // Neurons unpacked at a time: about 1 MiB of F32, half a server core's L2.
+  static int64_t Bytes(int64_t hidden);
   int64_t neurons() const { return neurons_; }
   float* weights() const { return weights_.data(); }  // [neurons, hidden]
   float* gate() const { return gate_.data(); }        // [rows, neurons]
   float* up() const { return up_.data(); }            // [rows, neurons]
 
  private:
+  // Neurons unpacked at a time: about 1 MiB of F32, half a server core's L2.
+  static int64_t Neurons(int64_t hidden);
+
   int64_t neurons_;
   AlignedFloats weights_, gate_, up_;
 };

@@ -82,8 +82,16 @@ class Tile {
 
 }  // namespace
 
+int64_t TileScratch::Neurons(int64_t hidden) {
+  return std::clamp<int64_t>((int64_t{1} << 18) / hidden / 16 * 16, 32, 256);
+}
+
+int64_t TileScratch::Bytes(int64_t hidden) {
+  return Neurons(hidden) * (hidden + 2 * kTiledRows) * sizeof(float);
+}
+
 TileScratch::TileScratch(int64_t hidden)
-    : neurons_(std::clamp<int64_t>((int64_t{1} << 18) / hidden / 16 * 16, 32, 256)),
+    : neurons_(Neurons(hidden)),
       weights_(neurons_ * hidden),
       gate_(kTiledRows * neurons_),
       up_(kTiledRows * neurons_) {}

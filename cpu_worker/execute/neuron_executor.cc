@@ -1,0 +1,67 @@
+#include "cpu_worker/execute/neuron_executor.h"
+
+#include "absl/time/clock.h"
+
+namespace isotherm::cpu_worker {
+
+NeuronExecutor::Metrics NeuronExecutor::MakeMetrics() {
+  observe::Registry& registry = observe::Registry::Global();
+  return {registry.GetCounter("isotherm_cpu_worker_exchanges_total",
+                              "Exchanges answered: one for a layer and step."),
+          registry.GetCounter("isotherm_cpu_worker_rows_total", "Token rows of the exchanges answered."),
+          registry.GetCounter("isotherm_cpu_worker_neurons_computed_total",
+                              "Neurons computed, once for each token row that asked."),
+          registry.GetCounter("isotherm_cpu_worker_neurons_active_total",
+                              "Of the neurons computed, those whose activation was not zero."),
+          registry.GetHistogram("isotherm_cpu_worker_exchange_compute_seconds",
+                                "Time to compute one exchange, without its transport.",
+                                observe::ExchangeBuckets())};
+}
+
+NeuronExecutor::NeuronExecutor(const Store* store, const model::Hyperparameters& model,
+                               base::ThreadPool* pool)
+    : store_(store),
+      model_(model),
+      pool_(pool),
+      metrics_(MakeMetrics()),
+      ffn_(pool, model.hidden, model.ffn, kMaxRows) {}
+
+absl::StatusOr<exchange::ServerAnswer> NeuronExecutor::Execute(const exchange::ServerRequest& request,
+                                                               float* y) {
+  const absl::Time start = absl::Now();
+  neuron::FfnRequest ffn;
+  ffn.rows = request.header.rows;
+  ffn.x = request.x;
+  ffn.masks = request.masks;
+  ffn.ffn = model_.ffn;
+  ffn.gate_values = request.gate_values;
+  ffn.dense = request.header.dense;
+  ffn.activation = model_.activation;
+  ffn.activation_threshold = model_.activation_threshold;
+  const neuron::FfnStatistics statistics = ffn_.Run(store_->View(request.header.layer), ffn, y);
+
+  metrics_.seconds.Observe(absl::ToDoubleSeconds(absl::Now() - start));
+  metrics_.exchanges.Add();
+  metrics_.rows.Add(static_cast<double>(ffn.rows));
+  metrics_.computed.Add(static_cast<double>(statistics.computed));
+  metrics_.active.Add(static_cast<double>(statistics.active));
+  return exchange::ServerAnswer{statistics.computed, statistics.active};
+}
+
+void NeuronExecutor::OnStep(bool open) {
+  {
+    absl::MutexLock lock(&mutex_);
+    step_open_ = open;
+  }
+  // Wakes the members, which then spin for the step's first exchange.
+  if (open) pool_->Run([](int) {});
+}
+
+void NeuronExecutor::AwaitStepEnd(absl::Duration timeout) const {
+  absl::MutexLock lock(&mutex_);
+  mutex_.AwaitWithTimeout(absl::Condition(
+                              +[](const bool* open) { return !*open; }, &step_open_),
+                          timeout);
+}
+
+}  // namespace isotherm::cpu_worker

@@ -1,0 +1,54 @@
+#ifndef ISOTHERM_CPU_WORKER_EXECUTE_NEURON_EXECUTOR_H_
+#define ISOTHERM_CPU_WORKER_EXECUTE_NEURON_EXECUTOR_H_
+
+#include <cstdint>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/base/thread_pool.h"
+#include "common/exchange/channel.h"
+#include "common/model/model.h"
+#include "common/neuron/ffn.h"
+#include "common/observe/metrics.h"
+#include "cpu_worker/store/store.h"
+
+namespace isotherm::cpu_worker {
+
+// Most token rows of one exchange that the worker accepts.
+inline constexpr int64_t kMaxRows = 4096;
+
+// Computes what an exchange asks for from the store's bundles, and counts it. Execute and OnStep: one thread
+// at a time, the exchange's. The rest is thread-safe.
+class NeuronExecutor final : public exchange::Executor {
+ public:
+  // The store, the model and the pool outlive it; nobody else runs the pool.
+  NeuronExecutor(const Store* store, const model::Hyperparameters& model, base::ThreadPool* pool);
+
+  absl::StatusOr<exchange::ServerAnswer> Execute(const exchange::ServerRequest& request, float* y) override;
+  void OnStep(bool open) override;
+
+  // Waits until no step is open, at most so long.
+  void AwaitStepEnd(absl::Duration timeout) const;
+
+ private:
+  struct Metrics {
+    observe::Counter exchanges, rows, computed, active;
+    observe::Histogram seconds;
+  };
+  static Metrics MakeMetrics();
+
+  const Store* const store_;
+  const model::Hyperparameters model_;
+  base::ThreadPool* const pool_;
+  const Metrics metrics_;
+  neuron::FfnExecutor ffn_;
+
+  mutable absl::Mutex mutex_;
+  bool step_open_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace isotherm::cpu_worker
+
+#endif  // ISOTHERM_CPU_WORKER_EXECUTE_NEURON_EXECUTOR_H_

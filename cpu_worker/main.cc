@@ -1,0 +1,109 @@
+#include "common/rpc/main.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/base/command_line.h"
+#include "common/base/host.h"
+#include "common/base/status_macros.h"
+#include "common/exchange/channel.h"
+#include "common/observe/log.h"
+#include "cpu_worker/worker.h"
+
+ABSL_FLAG(std::string, model, "", "Model file (GGUF), the same that the GPU worker serves.");
+ABSL_FLAG(int, threads, 0, "Threads that compute. 0: physical cores less two, at least one.");
+ABSL_FLAG(int, spin_us, -1,
+          "How long threads spin for the next exchange before they sleep, in microseconds. -1: 50 on "
+          "machines with more than "
+          "four cores, else 0.");
+ABSL_FLAG(bool, pin, false, "Pin each thread to a core. For machines that run nothing else.");
+ABSL_FLAG(std::vector<std::string>, listen, std::vector<std::string>({"127.0.0.1:7072"}),
+          "Where the GPU worker connects: host:port or unix:/path, several separated by commas.");
+ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9403",
+          "Where Prometheus scrapes /metrics; empty for nowhere.");
+ABSL_FLAG(std::string, exchange_transport, "auto",
+          "How activations travel: shm (same host only), inline (inside gRPC messages), or auto, which takes "
+          "shm where both "
+          "sides share a host.");
+ABSL_FLAG(std::string, shm_directory, "/dev/shm",
+          "Where exchange regions are created; the same folder as the GPU worker's.");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(10),
+          "After SIGTERM, how long calls may go on before they are cancelled.");
+
+namespace isotherm::cpu_worker {
+namespace {
+
+// Two cores are left to the GPU worker's driving thread and to the gateway.
+constexpr int kCoresLeftToOthers = 2;
+// Spinning helps where a core is free to spin on.
+constexpr int kManyCores = 4;
+constexpr int kSpinMicroseconds = 50;
+
+absl::StatusOr<WorkerOptions> OptionsFromFlags() {
+  WorkerOptions options;
+  options.model_path = absl::GetFlag(FLAGS_model);
+  if (options.model_path.empty()) return base::UsageError("--model is missing: name a GGUF file");
+  const int cores = base::PhysicalCores();
+  const int threads = absl::GetFlag(FLAGS_threads);
+  if (threads < 0 || threads > 4096) {
+    return base::UsageError(absl::StrCat("--threads=", threads, ": use 0 to 4096"));
+  }
+  options.threads = threads > 0 ? threads : std::max(cores - kCoresLeftToOthers, 1);
+  const int spin_us = absl::GetFlag(FLAGS_spin_us);
+  options.spin_us = spin_us >= 0 ? spin_us : cores > kManyCores ? kSpinMicroseconds : 0;
+  options.pin = absl::GetFlag(FLAGS_pin);
+  options.server.listen = absl::GetFlag(FLAGS_listen);
+  if (options.server.listen.empty()) return base::UsageError("--listen is empty: name an address");
+  options.server.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
+  options.server.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  const absl::StatusOr<exchange::Transport> transport =
+      exchange::ParseTransport(absl::GetFlag(FLAGS_exchange_transport));
+  if (!transport.ok()) {
+    return base::UsageError(
+        absl::StrCat("--exchange-transport: ", std::string(transport.status().message())));
+  }
+  options.exchange.transport = *transport;
+  options.exchange.shm_directory = absl::GetFlag(FLAGS_shm_directory);
+  options.exchange.spin_us = options.spin_us;
+  return options;
+}
+
+absl::Status Run() {
+  ISOTHERM_ASSIGN_OR_RETURN(const WorkerOptions options, OptionsFromFlags());
+  ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<Worker> worker, Worker::Create(options));
+  return worker->ServeUntilSignal();
+}
+
+}  // namespace
+}  // namespace isotherm::cpu_worker
+
+int main(int argc, char** argv) {
+  const isotherm::base::Program program = {
+      .name = "cpu_worker",
+      .summary =
+          "Computes the cold neurons of a model: those that do not fit into the GPU worker's memory. It "
+          "holds the\n"
+          "gate, up and down rows of every neuron in memory and, for each layer of a step, answers the GPU "
+          "worker's\n"
+          "question (inputs and a mask of the neurons wanted) with one partial sum a token. It keeps nothing "
+          "between\n"
+          "exchanges, so it may be restarted at any time.",
+      .examples =
+          "cpu_worker --model=models/tales/tales-q8_0.gguf\n"
+          "    # on 127.0.0.1:7072, where the GPU worker looks for it\n"
+          "cpu_worker --model=m.gguf --listen=unix:/run/isotherm/cpu.sock --threads=6 --pin\n"
+          "    # on a Unix socket; then gpu_worker --cpu-worker=unix:/run/isotherm/cpu.sock\n"
+          "cpu_worker --model=m.gguf --listen=0.0.0.0:7072\n"
+          "    # for a GPU worker on another machine (activations travel inside gRPC messages)",
+      .groups = {{"Model", {"model"}},
+                 {"Threads", {"threads", "spin_us", "pin"}},
+                 {"Exchange", {"exchange_transport", "shm_directory"}},
+                 {"Serving", {"listen", "metrics_listen", "drain_timeout"}}}};
+  return isotherm::rpc::RunMain(program, argc, argv, isotherm::cpu_worker::Run);
+}
