@@ -1,0 +1,83 @@
+#include "gpu_worker/graph/memory_plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/gguf/tiny_llama.h"
+
+namespace isotherm::gpu_worker {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr double kBandwidth = 2e10;
+
+class MemoryPlanTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    testing::TinyLlamaOptions tiny;
+    tiny.activation_counts = true;
+    bytes_ = testing::TinyLlama(tiny);
+    auto model = model::Model::FromFile(*gguf::File::Parse(bytes_, "tiny.gguf"));
+    ASSERT_TRUE(model.ok()) << model.status();
+    model_ = *std::move(model);
+    options_.context = 256;
+    options_.kv_tokens = 256;
+    options_.max_prefill_rows = 8;
+    options_.max_decode_rows = 4;
+  }
+
+  int64_t DenseBytes() {
+    options_.budget_bytes = int64_t{1} << 40;
+    const auto plan = PlanMemory(*model_, options_, kBandwidth);
+    return plan->total() - plan->neurons.hot_bytes;
+  }
+
+  testing::Bytes bytes_;
+  std::unique_ptr<model::Model> model_;
+  RunnerOptions options_;
+};
+
+TEST_F(MemoryPlanTest, EverythingIsHotWithoutABudget) {
+  const auto plan = PlanMemory(*model_, options_, kBandwidth);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->neurons.placement.HotCount(), 2 * 96);
+}
+
+TEST_F(MemoryPlanTest, TheBudgetIsFilledAndNeverExceeded) {
+  const int64_t dense = DenseBytes();
+  int64_t last = -1;
+  for (int64_t extra : {0, 1000, 20000, 60000, 1 << 20}) {
+    options_.budget_bytes = dense + extra;
+    const auto plan = PlanMemory(*model_, options_, kBandwidth);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_LE(plan->total(), *options_.budget_bytes);
+    EXPECT_GE(plan->neurons.placement.HotCount(), last);
+    last = plan->neurons.placement.HotCount();
+  }
+  EXPECT_EQ(last, 2 * 96);
+}
+
+TEST_F(MemoryPlanTest, OftenFiringNeuronsComeFirst) {
+  options_.budget_bytes = DenseBytes() + 40000;
+  const auto plan = PlanMemory(*model_, options_, kBandwidth);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  // The counts fall with the neuron's number, so each layer's hot set is a prefix.
+  for (int64_t layer = 0; layer < 2; ++layer) {
+    const std::vector<int32_t> hot = plan->neurons.placement.HotNeurons(layer);
+    for (size_t i = 0; i < hot.size(); ++i) EXPECT_EQ(hot[i], static_cast<int32_t>(i));
+  }
+  EXPECT_GT(plan->neurons.placement.HotCount(), 0);
+  EXPECT_LT(plan->neurons.placement.HotCount(), 2 * 96);
+}
+
+TEST_F(MemoryPlanTest, ABudgetBelowTheDensePartsNamesTheLeastThatWouldDo) {
+  options_.budget_bytes = 1000;
+  const auto plan = PlanMemory(*model_, options_, kBandwidth);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("before the first hot neuron"));
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("--vram-budget"));
+}
+
+}  // namespace
+}  // namespace isotherm::gpu_worker

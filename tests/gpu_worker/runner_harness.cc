@@ -1,0 +1,76 @@
+#include "tests/gpu_worker/runner_harness.h"
+
+#include <cstring>
+
+#include "common/base/status_macros.h"
+
+namespace isotherm::gpu_worker {
+
+namespace v1 = worker::v1;
+
+absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique_ptr<model::Model> model,
+                                                                     const HarnessOptions& options) {
+  auto harness = std::make_unique<RunnerHarness>();
+  harness->model_ = std::move(model);
+  const model::Hyperparameters& h = harness->model_->hyperparameters();
+  RunnerOptions& runner = harness->options_;
+  runner.context = h.trained_context;
+  runner.kv_type = options.kv_type;
+  runner.kv_tokens = options.kv_tokens;
+  runner.kv_block_size = options.block_size;
+  runner.max_prefill_rows = 64;
+  runner.max_decode_rows = 32;
+  runner.predictor = options.predictor;
+  harness->device_ = std::make_unique<HostDevice>(HostDeviceOptions{.threads = options.threads});
+  ISOTHERM_ASSIGN_OR_RETURN(
+      auto predictor, MakePredictor(*harness->model_, {options.predictor, options.threshold_shift, runner.max_rows()},
+                                    *harness->device_));
+  ISOTHERM_ASSIGN_OR_RETURN(harness->decoder_,
+                            Decoder::Load(*harness->model_, runner, neuron::AllHot(h.layers, h.ffn),
+                                          std::move(predictor), *harness->device_, [](int64_t) {}));
+  harness->runner_ = std::make_unique<Runner>(h, runner, harness->decoder_.get(), harness->device_.get());
+  return harness;
+}
+
+v1::SequenceSlice RunnerHarness::Slice(uint64_t sequence, int64_t position, const std::vector<uint32_t>& tokens,
+                                       v1::StepOutput output) const {
+  v1::SequenceSlice slice;
+  slice.set_sequence_id(sequence);
+  slice.set_position(static_cast<uint32_t>(position));
+  slice.mutable_tokens()->Add(tokens.begin(), tokens.end());
+  slice.set_output(output);
+  const int64_t end = position + static_cast<int64_t>(tokens.size());
+  const int64_t blocks = (end + options_.kv_block_size - 1) / options_.kv_block_size;
+  // Sequences take every eighth block, in descending order, so that a table is never the identity.
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t block = options_.kv_blocks() - 1 - (b * 8 + static_cast<int64_t>(sequence) % 8);
+    slice.add_block_table(static_cast<uint32_t>(std::max<int64_t>(block, 0)));
+  }
+  return slice;
+}
+
+absl::StatusOr<v1::StepSuccess> RunnerHarness::Run(const std::vector<v1::SequenceSlice>& slices) {
+  v1::StepRequest request;
+  request.set_step_id(++step_);
+  for (const v1::SequenceSlice& slice : slices) *request.add_slices() = slice;
+  return runner_->Run(request);
+}
+
+absl::StatusOr<std::vector<std::vector<float>>> RunnerHarness::DecodeAll(uint64_t sequence,
+                                                                         const std::vector<uint32_t>& tokens) {
+  std::vector<std::vector<float>> logits;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    ISOTHERM_ASSIGN_OR_RETURN(const v1::StepSuccess success,
+                              Run({Slice(sequence, static_cast<int64_t>(i), {tokens[i]}, v1::STEP_OUTPUT_LAST_LOGITS)}));
+    logits.push_back(ParseLogits(success.outputs(0).logits()));
+  }
+  return logits;
+}
+
+std::vector<float> ParseLogits(const std::string& bytes) {
+  std::vector<float> logits(bytes.size() / sizeof(float));
+  std::memcpy(logits.data(), bytes.data(), bytes.size());
+  return logits;
+}
+
+}  // namespace isotherm::gpu_worker

@@ -1,0 +1,52 @@
+#ifndef ISOTHERM_TESTS_GPU_WORKER_RUNNER_HARNESS_H_
+#define ISOTHERM_TESTS_GPU_WORKER_RUNNER_HARNESS_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "gpu_worker/graph/runner.h"
+#include "gpu_worker/host/host_device.h"
+
+namespace isotherm::gpu_worker {
+
+struct HarnessOptions {
+  PredictorKind predictor = PredictorKind::kAll;
+  kernels::KvType kv_type = kernels::KvType::kF16;
+  int64_t kv_tokens = 512;
+  int64_t block_size = 16;
+  int threads = 1;
+  float threshold_shift = 0;
+};
+
+// A runner on device `host` with every neuron hot.
+class RunnerHarness {
+ public:
+  static absl::StatusOr<std::unique_ptr<RunnerHarness>> Create(std::unique_ptr<model::Model> model,
+                                                               const HarnessOptions& options);
+
+  // One slice of sequence `sequence` (which owns the KV blocks after those of the sequences below it).
+  worker::v1::SequenceSlice Slice(uint64_t sequence, int64_t position, const std::vector<uint32_t>& tokens,
+                                  worker::v1::StepOutput output) const;
+  absl::StatusOr<worker::v1::StepSuccess> Run(const std::vector<worker::v1::SequenceSlice>& slices);
+  // Logits after tokens[i], for every i, each from a decode step of its own.
+  absl::StatusOr<std::vector<std::vector<float>>> DecodeAll(uint64_t sequence, const std::vector<uint32_t>& tokens);
+
+  const model::Model& model() const { return *model_; }
+  Runner& runner() { return *runner_; }
+
+ private:
+  std::unique_ptr<model::Model> model_;
+  RunnerOptions options_;
+  std::unique_ptr<HostDevice> device_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Runner> runner_;
+  uint64_t step_ = 0;
+};
+
+std::vector<float> ParseLogits(const std::string& bytes);
+
+}  // namespace isotherm::gpu_worker
+
+#endif  // ISOTHERM_TESTS_GPU_WORKER_RUNNER_HARNESS_H_
