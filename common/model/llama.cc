@@ -17,7 +17,7 @@ constexpr int64_t kMostFfn = int64_t{1} << 22;
 constexpr int64_t kMostHeads = int64_t{1} << 12;
 constexpr int64_t kMostHeadDim = int64_t{1} << 12;
 constexpr int64_t kMostVocabulary = int64_t{1} << 24;
-constexpr int64_t kMostContext = int64_t{1} << 30;
+constexpr int64_t kMostContext = int64_t{1} << 26;
 
 absl::Status LoadSizes(const MetadataReader& metadata, Hyperparameters& h) {
   ISOTHERM_ASSIGN_OR_RETURN(h.layers, metadata.Integer(".block_count", 1, kMostLayers));

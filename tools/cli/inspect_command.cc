@@ -18,7 +18,7 @@ namespace {
 
 constexpr double kGiB = 1024.0 * 1024 * 1024;
 constexpr double kMostBudget = 1 << 20;  // GiB
-constexpr int64_t kMostKvTokens = int64_t{1} << 32;
+constexpr int64_t kMostKvTokens = int64_t{1} << 26;
 
 absl::Status Run(const std::vector<std::string>& arguments) {
   const double budget = absl::GetFlag(FLAGS_vram_budget);
