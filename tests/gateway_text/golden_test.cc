@@ -74,7 +74,7 @@ TEST_P(PublishedVectorsTest, Agree) {
 TEST_P(GoldenTest, AgreesWithHuggingFace) {
   std::ifstream lines(absl::StrCat(ReferenceFolder(), "/tokenizer_", GetParam().name, ".jsonl"));
   int compared = 0;
-  int irreversible;
+  int irreversible = 0;
   for (std::string line; std::getline(lines, line); ++compared) {
     const nlohmann::json golden = nlohmann::json::parse(line);
     const auto text = golden["text"].get<std::string>();
