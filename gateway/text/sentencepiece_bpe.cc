@@ -103,9 +103,12 @@ absl::Status SentencePieceBpe::Encode(absl::string_view text, std::vector<uint32
   };
   std::vector<Symbol> merged;
   SymbolMerger().Merge(characters, find_join, &merged);
+  // Apart from what is in *ids already, with which an unknown token would fuse.
+  std::vector<uint32_t> own;
   for (const Symbol& symbol : merged) {
-    AppendIds(view.substr(symbol.begin, symbol.end - symbol.begin), seams, ids);
+    AppendIds(view.substr(symbol.begin, symbol.end - symbol.begin), seams, &own);
   }
+  ids->insert(ids->end(), own.begin(), own.end());
   return absl::OkStatus();
 }
 

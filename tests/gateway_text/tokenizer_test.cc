@@ -150,6 +150,8 @@ TEST(TokenizerTest, CharactersWithoutATokenAreUnknownWhereThereAreNoBytes) {
   EXPECT_THAT(tokenizer->Encode("ax\u00e9yb").value(), ElementsAre(1, 0, 2));
   EXPECT_EQ(tokenizer->Decode({1, 0, 2}).value(), "ab");
   EXPECT_EQ(tokenizer->Decode({1, 0, 2}, {.render_special = true}).value(), "a<unk>b");
+  vocabulary.bos = 0;
+  EXPECT_THAT(MakeTokenizer(vocabulary)->Encode("x", {.add_bos = true}).value(), ElementsAre(0, 0));
   vocabulary.tokens[0].type = TokenType::kNormal;
   EXPECT_THAT(std::string(Tokenizer::Create(vocabulary).status().message()),
               HasSubstr("tokenizer.ggml.unknown_token_id"));
