@@ -48,15 +48,17 @@ uint8_t* AlignTo64(std::vector<uint8_t>& storage) {
 }
 
 RandomLayer::RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, uint32_t seed)
-    : type_(type), hidden_(hidden), ffn_(ffn) {
+    : type_(type), ffn_(ffn) {
+  weights_.hidden = hidden;
   const int64_t row_bytes = kernels::PackedRowBytes(type, hidden);
   layout_ = {type, type, type, hidden, row_bytes, 2 * row_bytes, 3 * row_bytes};
   storage_.resize(ffn * layout_.bundle_bytes + 63);
   std::mt19937 random(seed);
   for (int64_t j = 0; j < ffn; ++j) {
     uint8_t* bundle = AlignTo64(storage_) + j * layout_.bundle_bytes;
-    for (auto [values, offset] : {std::pair(&gate_, int64_t{0}), std::pair(&up_, layout_.up_offset),
-                                  std::pair(&down_, layout_.down_offset)}) {
+    for (auto [values, offset] :
+         {std::pair(&weights_.gate, int64_t{0}), std::pair(&weights_.up, layout_.up_offset),
+          std::pair(&weights_.down, layout_.down_offset)}) {
       const std::vector<float> row = PackRandomRow(random, bundle + offset);
       values->insert(values->end(), row.begin(), row.end());
     }
@@ -65,10 +67,10 @@ RandomLayer::RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, 
 
 std::vector<float> RandomLayer::PackRandomRow(std::mt19937& random, uint8_t* packed) const {
   std::normal_distribution<float> normal(0, 0.1f);
-  std::vector<float> values(hidden_);
+  std::vector<float> values(hidden());
   for (float& value : values) value = normal(random);
-  kernels::PackFloatRow(type_, values.data(), hidden_, packed);
-  kernels::UnpackRow(type_, packed, hidden_, values.data());
+  kernels::PackFloatRow(type_, values.data(), hidden(), packed);
+  kernels::UnpackRow(type_, packed, hidden(), values.data());
   return values;
 }
 
@@ -84,9 +86,9 @@ BundleView RandomLayer::Only(const std::vector<int32_t>& neurons, std::vector<ui
   return {out, &layout_, neurons.data(), static_cast<int64_t>(neurons.size())};
 }
 
-ReferenceResult Reference(const RandomLayer& layer, const std::vector<int32_t>& neurons,
+ReferenceResult Reference(const LayerWeights& layer, const std::vector<int32_t>& neurons,
                           const FfnRequest& request) {
-  const int64_t hidden = layer.hidden();
+  const int64_t hidden = layer.hidden;
   const int64_t words = MaskWords(request.ffn);
   ReferenceResult result;
   result.y.assign(request.rows * hidden, 0.0);

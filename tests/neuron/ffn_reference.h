@@ -9,12 +9,22 @@
 
 namespace isotherm::neuron {
 
-// One layer's neurons with random weights: the packed bundles, and the values the packed rows hold.
+// The values that one layer's packed rows hold, each [ffn, hidden].
+struct LayerWeights {
+  int64_t hidden = 0;
+  std::vector<float> gate, up, down;
+
+  const float* Gate(int64_t neuron) const { return &gate[neuron * hidden]; }
+  const float* Up(int64_t neuron) const { return &up[neuron * hidden]; }
+  const float* Down(int64_t neuron) const { return &down[neuron * hidden]; }
+};
+
+// Random weights and their packed bundles.
 class RandomLayer {
  public:
   RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, uint32_t seed);
 
-  int64_t hidden() const { return hidden_; }
+  int64_t hidden() const { return weights_.hidden; }
   int64_t ffn() const { return ffn_; }
   // Every neuron; or bundles of the listed neurons alone, which the caller keeps alive.
   BundleView All() const { return {Bundles(), &layout_, nullptr, ffn_}; }
@@ -22,18 +32,16 @@ class RandomLayer {
 
   const BundleLayout& layout() const { return layout_; }
   const uint8_t* Bundles() const;
-  const float* Gate(int64_t neuron) const { return &gate_[neuron * hidden_]; }
-  const float* Up(int64_t neuron) const { return &up_[neuron * hidden_]; }
-  const float* Down(int64_t neuron) const { return &down_[neuron * hidden_]; }
+  const LayerWeights& weights() const { return weights_; }
 
  private:
   std::vector<float> PackRandomRow(std::mt19937& random, uint8_t* packed) const;
 
   kernels::WeightType type_;
-  int64_t hidden_, ffn_;
+  int64_t ffn_;
   BundleLayout layout_;
   std::vector<uint8_t> storage_;
-  std::vector<float> gate_, up_, down_;
+  LayerWeights weights_;
 };
 
 // F64, neuron by neuron, with the bound the F32 result must keep.
@@ -45,7 +53,7 @@ struct ReferenceResult {
   int64_t undecided = 0;
 };
 // `neurons` are those of the view.
-ReferenceResult Reference(const RandomLayer& layer, const std::vector<int32_t>& neurons,
+ReferenceResult Reference(const LayerWeights& layer, const std::vector<int32_t>& neurons,
                           const FfnRequest& request);
 
 // First bundle address on a 64-byte boundary inside `storage`, which must be 63 bytes longer than needed.

@@ -110,7 +110,8 @@ TEST_P(FfnTypeTest, MatchesReferenceForEveryBatchSize) {
     for (double share : {0.0, 0.1, 0.6, 1.0}) {
       const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), share, 7 * rows);
       const FfnRequest request = MakeRequest(layer, rows, x, masks);
-      ExpectMatches(RunOn(pool, layer, layer.All(), request), Reference(layer, Iota(layer.ffn()), request),
+      ExpectMatches(RunOn(pool, layer, layer.All(), request),
+                    Reference(layer.weights(), Iota(layer.ffn()), request),
                     "rows " + std::to_string(rows) + ", share " + std::to_string(share));
     }
   }
@@ -150,7 +151,8 @@ TEST(FfnTest, MatchesReferenceForAwkwardSizesThreadsAndActivations) {
           for (Activation activation : {Activation::kRelu, Activation::kFatRelu, Activation::kSilu}) {
             request.activation = activation;
             request.activation_threshold = 0.2f;
-            ExpectMatches(RunOn(pool, layer, layer.All(), request), Reference(layer, Iota(ffn), request),
+            ExpectMatches(RunOn(pool, layer, layer.All(), request),
+                          Reference(layer.weights(), Iota(ffn), request),
                           "threads " + std::to_string(threads) + ", hidden " + std::to_string(hidden) +
                               ", ffn " + std::to_string(ffn) + ", rows " + std::to_string(rows));
           }
@@ -171,7 +173,7 @@ TEST(FfnTest, ListedNeuronsContributeAndNoOthers) {
       const std::vector<float> x = RandomInput(rows, layer.hidden(), 6);
       const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.7, 9);
       const FfnRequest request = MakeRequest(layer, rows, x, masks);
-      ExpectMatches(RunOn(pool, layer, view, request), Reference(layer, neurons, request),
+      ExpectMatches(RunOn(pool, layer, view, request), Reference(layer.weights(), neurons, request),
                     std::to_string(neurons.size()) + " neurons, " + std::to_string(rows) + " rows");
     }
   }
@@ -195,7 +197,7 @@ TEST(FfnTest, GateValuesReplaceTheGateRows) {
     const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.5, 13);
     FfnRequest request = MakeRequest(layer, rows, x, masks);
     const Outcome computed = RunOn(pool, layer, clean, request);
-    const ReferenceResult reference = Reference(layer, neurons, request);
+    const ReferenceResult reference = Reference(layer.weights(), neurons, request);
     const std::vector<float> gates = GateValues(layer, request);
     request.gate_values = gates.data();
     const Outcome given = RunOn(pool, layer, view, request);
@@ -248,7 +250,7 @@ TEST(FfnTest, RequestsLongerThanATiledPartMatchReference) {
   const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.3, 19);
   FfnRequest request = MakeRequest(layer, rows, x, masks);
   const std::vector<float> gates = GateValues(layer, request);
-  const ReferenceResult reference = Reference(layer, Iota(layer.ffn()), request);
+  const ReferenceResult reference = Reference(layer.weights(), Iota(layer.ffn()), request);
   ExpectMatches(RunOn(pool, layer, layer.All(), request), reference, "gates computed");
   request.gate_values = gates.data();
   ExpectMatches(RunOn(pool, layer, layer.All(), request), reference, "gates given");
@@ -264,7 +266,8 @@ TEST(FfnTest, OneExecutorServesRequestsOfChangingSize) {
     const FfnRequest request = MakeRequest(layer, rows, x, masks);
     Outcome outcome{std::vector<float>(rows * layer.hidden(), -1.0f), {}};
     outcome.statistics = executor.Run(layer.All(), request, outcome.y.data());
-    ExpectMatches(outcome, Reference(layer, Iota(layer.ffn()), request), std::to_string(rows) + " rows");
+    ExpectMatches(outcome, Reference(layer.weights(), Iota(layer.ffn()), request),
+                  std::to_string(rows) + " rows");
   }
 }
 
@@ -289,7 +292,7 @@ TEST(FfnTest, ReferenceRejectsAMissingNeuron) {
   std::vector<uint64_t> masks = RandomMasks(1, layer.ffn(), 1.0, 1);
   FfnRequest request = MakeRequest(layer, 1, x, masks);
   request.activation = Activation::kSilu;
-  const ReferenceResult reference = Reference(layer, Iota(layer.ffn()), request);
+  const ReferenceResult reference = Reference(layer.weights(), Iota(layer.ffn()), request);
   for (int64_t neuron : {0, 63, 399}) {
     std::vector<uint64_t> missing = masks;
     ClearBit(missing.data(), neuron);
