@@ -49,13 +49,11 @@ HWY_INLINE float LoadOneHalf(const uint8_t* from) {
 }
 
 // Interface of every decoder:
-//   Open(row, n)                  a row of n columns
-//   Enter(begin, end)             columns of one group are decoded next
-//   Decode(column, offset)        LanesF() weights from column + offset on; `column` is a multiple of 4 *
-//   LanesF() from
-//                                 the start of the group, `offset` a constant after unrolling. May decode up
-//                                 to LanesF() - 1 columns past n, never more: they lie in the padding of the
-//                                 row.
+//   Open(row, n)            a row of n columns
+//   Enter(begin, end)       these columns, of one group, are decoded next
+//   Decode(column, offset)  LanesF() weights from begin + column + offset on; `column` is a multiple of
+//                           4 * LanesF(), `offset` a constant after unrolling. Past the end of the row it may
+//                           read LanesF() - 1 columns, never more: they lie in the padding.
 template <WeightType kType>
 class RowDecoder;
 
@@ -63,40 +61,43 @@ template <>
 class RowDecoder<WeightType::kF32> {
  public:
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = reinterpret_cast<const float*>(row); }
-  HWY_INLINE void Enter(int64_t begin, int64_t end) {}
+  HWY_INLINE void Enter(int64_t begin, int64_t end) { group_ = row_ + begin; }
   HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
-    return hn::LoadU(DF(), row_ + column + offset);
+    return hn::LoadU(DF(), group_ + column + offset);
   }
 
  private:
-  const float* row_ = nullptr;
+  const float* row_;
+  const float* group_;
 };
 
 template <>
 class RowDecoder<WeightType::kF16> {
  public:
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = row; }
-  HWY_INLINE void Enter(int64_t begin, int64_t end) {}
+  HWY_INLINE void Enter(int64_t begin, int64_t end) { group_ = row_ + 2 * begin; }
   HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
-    return LoadHalf(row_ + 2 * (column + offset));
+    return LoadHalf(group_ + 2 * (column + offset));
   }
 
  private:
-  const uint8_t* row_ = nullptr;
+  const uint8_t* row_;
+  const uint8_t* group_;
 };
 
 template <>
 class RowDecoder<WeightType::kBF16> {
  public:
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = reinterpret_cast<const uint16_t*>(row); }
-  HWY_INLINE void Enter(int64_t begin, int64_t end) {}
+  HWY_INLINE void Enter(int64_t begin, int64_t end) { group_ = row_ + begin; }
   HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
-    const auto bits = hn::PromoteTo(DU32(), hn::LoadU(DU16(), row_ + column + offset));
+    const auto bits = hn::PromoteTo(DU32(), hn::LoadU(DU16(), group_ + column + offset));
     return hn::BitCast(DF(), hn::ShiftLeft<16>(bits));
   }
 
  private:
-  const uint16_t* row_ = nullptr;
+  const uint16_t* row_;
+  const uint16_t* group_;
 };
 
 // The F16 scales of a group as F32, so that the inner loop broadcasts them straight from memory.
@@ -104,18 +105,17 @@ class GroupScales {
  public:
   HWY_INLINE void Open(const uint8_t* scales) { scales_ = scales; }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
-    const int64_t blocks = (end - begin) / kBlockColumns;
     const uint8_t* const from = scales_ + begin / kBlockColumns * 2;
-    for (int64_t i = 0; i < blocks; i += LanesF()) hn::Store(LoadHalf(from + 2 * i), DF(), group_ + i);
-    begin_ = begin;
+    for (int64_t i = 0; i < (end - begin) / kBlockColumns; i += LanesF()) {
+      hn::Store(LoadHalf(from + 2 * i), DF(), group_ + i);
+    }
   }
-  HWY_INLINE const float& At(int64_t column, int64_t offset) const {
-    return group_[(column - begin_) / kBlockColumns + offset / kBlockColumns];
+  HWY_INLINE VF At(int64_t column, int64_t offset) const {
+    return hn::Set(DF(), group_[static_cast<uint64_t>(column) / kBlockColumns + offset / kBlockColumns]);
   }
 
  private:
-  const uint8_t* scales_ = nullptr;
-  int64_t begin_ = 0;
+  const uint8_t* scales_;
   HWY_ALIGN float group_[kGroupColumns / kBlockColumns];
 };
 
@@ -126,14 +126,18 @@ class RowDecoder<WeightType::kQ8_0> {
     quants_ = reinterpret_cast<const int8_t*>(row);
     scales_.Open(row + n);
   }
-  HWY_INLINE void Enter(int64_t begin, int64_t end) { scales_.Enter(begin, end); }
+  HWY_INLINE void Enter(int64_t begin, int64_t end) {
+    group_ = quants_ + begin;
+    scales_.Enter(begin, end);
+  }
   HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
-    const auto quants = hn::PromoteTo(DI32(), hn::LoadU(DI8(), quants_ + column + offset));
-    return hn::Mul(hn::ConvertTo(DF(), quants), hn::Set(DF(), scales_.At(column, offset)));
+    const auto quants = hn::PromoteTo(DI32(), hn::LoadU(DI8(), group_ + column + offset));
+    return hn::Mul(hn::ConvertTo(DF(), quants), scales_.At(column, offset));
   }
 
  private:
-  const int8_t* quants_ = nullptr;
+  const int8_t* quants_;
+  const int8_t* group_;
   GroupScales scales_;
 };
 
@@ -141,18 +145,20 @@ template <>
 class RowDecoder<WeightType::kQ4_0> {
  public:
   HWY_INLINE void Open(const uint8_t* row, int64_t n) {
-    quants_ = row;
+    nibbles_ = row;
     scales_.Open(row + n / 2);
   }
-  HWY_INLINE void Enter(int64_t begin, int64_t end) { scales_.Enter(begin, end); }
-
+  HWY_INLINE void Enter(int64_t begin, int64_t end) {
+    group_ = nibbles_ + begin / 2;
+    scales_.Enter(begin, end);
+  }
   // A block's 16 bytes hold columns 0..15 in the low nibbles and 16..31 in the high ones.
   HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
     const int64_t in_block = offset % kBlockColumns;
-    const uint8_t* const bytes = quants_ + column / 2 + offset / kBlockColumns * 16 + in_block % 16;
-    const auto pairs = hn::PromoteTo(DU32(), hn::LoadU(DU8(), bytes));
-    const auto scale = hn::Set(DF(), scales_.At(column, offset));
-    return Scaled(in_block < 16 ? pairs : hn::ShiftRight<4>(pairs), scale);
+    const int64_t byte = offset / kBlockColumns * 16 + in_block % 16;
+    const auto pairs =
+        hn::PromoteTo(DU32(), hn::LoadU(DU8(), group_ + static_cast<uint64_t>(column) / 2 + byte));
+    return Scaled(in_block < 16 ? pairs : hn::ShiftRight<4>(pairs), scales_.At(column, offset));
   }
 
  private:
@@ -171,7 +177,8 @@ class RowDecoder<WeightType::kQ4_0> {
   }
 #endif
 
-  const uint8_t* quants_ = nullptr;
+  const uint8_t* nibbles_;
+  const uint8_t* group_;
   GroupScales scales_;
 };
 
@@ -190,21 +197,32 @@ HWY_INLINE void UnpackNibbles64(const uint8_t* bytes, const float scale[2], cons
   }
 }
 
-// Superblock of Q4_K: F16 scale and F16 scale of minima, eight pairs of 6-bit scales and minima in 12 bytes,
-// nibbles.
+// to[i] = bytes[i] * factor for the 8 or 16 small integers that scale a superblock's parts.
+template <size_t kCount, class T>
+HWY_INLINE void ScaleBytes(const T* bytes, float factor, float* to) {
+  const hn::CappedTag<float, kCount> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  for (size_t i = 0; i < kCount; i += hn::Lanes(d)) {
+    const auto integers = hn::PromoteTo(di, hn::LoadU(hn::Rebind<T, decltype(d)>(), bytes + i));
+    hn::StoreU(hn::Mul(hn::ConvertTo(d, integers), hn::Set(d, factor)), d, to + i);
+  }
+}
+
+// Superblock of Q4_K: F16 scale and F16 scale of minima, eight 6-bit scales and eight 6-bit minima in 12
+// bytes, nibbles. The first four scales and minima take the low six bits of a byte each; the others have
+// their low four bits in the last four bytes and their high two on top of the first eight.
 inline constexpr int64_t kQ4KBytes = 144;
 HWY_INLINE void UnpackQ4K(const uint8_t* block, float* out) {
-  const float d = LoadOneHalf(block);
-  const float dmin = LoadOneHalf(block + 2);
-  const uint8_t* const packed = block + 4;
+  uint32_t packed[3];
+  std::memcpy(packed, block + 4, sizeof(packed));
+  const uint32_t scales[2] = {packed[0] & 0x3f3f3f3f,
+                              (packed[2] & 0x0f0f0f0f) | (packed[0] >> 2 & 0x30303030)};
+  const uint32_t minima[2] = {packed[1] & 0x3f3f3f3f,
+                              (packed[2] >> 4 & 0x0f0f0f0f) | (packed[1] >> 2 & 0x30303030)};
   float scale[8];
   float minimum[8];
-  for (int i = 0; i < 4; ++i) {
-    scale[i] = d * static_cast<float>(packed[i] & 63);
-    minimum[i] = dmin * static_cast<float>(packed[i + 4] & 63);
-    scale[i + 4] = d * static_cast<float>((packed[i + 8] & 15) | (packed[i] >> 6 << 4));
-    minimum[i + 4] = dmin * static_cast<float>((packed[i + 8] >> 4) | (packed[i + 4] >> 6 << 4));
-  }
+  ScaleBytes<8>(reinterpret_cast<const uint8_t*>(scales), LoadOneHalf(block), scale);
+  ScaleBytes<8>(reinterpret_cast<const uint8_t*>(minima), LoadOneHalf(block + 2), minimum);
   for (int i = 0; i < 4; ++i)
     UnpackNibbles64(block + 16 + 32 * i, scale + 2 * i, minimum + 2 * i, out + 64 * i);
 }
@@ -214,26 +232,29 @@ HWY_INLINE void UnpackQ4K(const uint8_t* block, float* out) {
 // bits.
 inline constexpr int64_t kQ6KBytes = 210;
 HWY_INLINE void UnpackQ6K(const uint8_t* block, float* out) {
-  const float d = LoadOneHalf(block + 208);
+  const DU32 d;
+  const auto nibble = hn::Set(d, 15);
+  const auto pair = hn::Set(d, 0x30);
+  float scale[16];
+  ScaleBytes<16>(reinterpret_cast<const int8_t*>(block + 192), LoadOneHalf(block + 208), scale);
   for (int64_t half = 0; half < 2; ++half, out += 128) {
     const uint8_t* const low = block + 64 * half;
     const uint8_t* const high = block + 128 + 32 * half;
-    const int8_t* const scales = reinterpret_cast<const int8_t*>(block + 192 + 8 * half);
+    HWY_UNROLL(4)
     for (int64_t i = 0; i < 32; i += LanesF()) {
-      const auto low0 = hn::PromoteTo(DU32(), hn::LoadU(DU8(), low + i));
-      const auto low1 = hn::PromoteTo(DU32(), hn::LoadU(DU8(), low + 32 + i));
-      const auto bits = hn::PromoteTo(DU32(), hn::LoadU(DU8(), high + i));
-      const auto nibble = hn::Set(DU32(), 15);
-      const auto pair = hn::Set(DU32(), 0x30);
+      const auto low0 = hn::PromoteTo(d, hn::LoadU(DU8(), low + i));
+      const auto low1 = hn::PromoteTo(d, hn::LoadU(DU8(), low + 32 + i));
+      const auto bits = hn::PromoteTo(d, hn::LoadU(DU8(), high + i));
       const hn::Vec<DU32> quarters[4] = {
           hn::Or(hn::And(low0, nibble), hn::And(hn::ShiftLeft<4>(bits), pair)),
           hn::Or(hn::And(low1, nibble), hn::And(hn::ShiftLeft<2>(bits), pair)),
           hn::Or(hn::ShiftRight<4>(low0), hn::And(bits, pair)),
           hn::Or(hn::ShiftRight<4>(low1), hn::And(hn::ShiftRight<2>(bits), pair))};
+      HWY_UNROLL(4)
       for (int64_t quarter = 0; quarter < 4; ++quarter) {
         const auto quants = hn::Sub(hn::BitCast(DI32(), quarters[quarter]), hn::Set(DI32(), 32));
-        const float scale = d * static_cast<float>(scales[2 * quarter + i / 16]);
-        hn::StoreU(hn::Mul(hn::ConvertTo(DF(), quants), hn::Set(DF(), scale)), DF(), out + 32 * quarter + i);
+        const auto factor = hn::Set(DF(), scale[8 * half + 2 * quarter + i / 16]);
+        hn::StoreU(hn::Mul(hn::ConvertTo(DF(), quants), factor), DF(), out + 32 * quarter + i);
       }
     }
   }
@@ -245,18 +266,16 @@ class SuperblockDecoder {
  public:
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = row; }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i += kSuperblockColumns) {
-      kUnpack(row_ + i / kSuperblockColumns * kBytes, group_ + (i - begin));
-    }
-    begin_ = begin;
+    const uint8_t* superblock = row_ + begin / kSuperblockColumns * kBytes;
+    for (int64_t i = 0; i < end - begin; i += kSuperblockColumns, superblock += kBytes)
+      kUnpack(superblock, group_ + i);
   }
   HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
-    return hn::Load(DF(), group_ + (column - begin_) + offset);
+    return hn::Load(DF(), group_ + column + offset);
   }
 
  private:
-  const uint8_t* row_ = nullptr;
-  int64_t begin_ = 0;
+  const uint8_t* row_;
   HWY_ALIGN float group_[kGroupColumns];
 };
 

@@ -24,7 +24,8 @@ inline constexpr int kSums = 4;
 // multiply-adds (4 cycles, 2 a cycle).
 inline constexpr int kTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 
-// One step: 4 * LanesF() columns from `column` on, of which the first `columns` count where kPartial.
+// One step: 4 * LanesF() columns of the group from `column` on, of which the first `columns` count where
+// kPartial. `x` is that of the group.
 template <bool kPartial, class Decoder, int kRows, int kVectors>
 HWY_INLINE void Step(const Decoder (&decoders)[kRows], const float* x, int64_t ldx, int64_t column,
                      int64_t columns, VF (&sums)[kRows][kVectors][kSums]) {
@@ -67,11 +68,13 @@ void MultiplyTile(const uint8_t* rows, int64_t stride, const float* x, int64_t l
     }
   }
   for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
-    const int64_t end = std::min(n, begin + kGroupColumns);
-    for (int r = 0; r < kRows; ++r) decoders[r].Enter(begin, end);
-    int64_t column = begin;
-    for (; column + kStep <= end; column += kStep) Step<false>(decoders, x, ldx, column, kStep, sums);
-    if (column < end) Step<true>(decoders, x, ldx, column, end - column, sums);
+    const int64_t count = std::min(n - begin, kGroupColumns);
+    HWY_UNROLL(4)
+    for (int r = 0; r < kRows; ++r) decoders[r].Enter(begin, begin + count);
+    int64_t column = 0;
+    for (; column + kStep <= count; column += kStep)
+      Step<false>(decoders, x + begin, ldx, column, kStep, sums);
+    if (column < count) Step<true>(decoders, x + begin, ldx, column, count - column, sums);
   }
   HWY_UNROLL(4)
   for (int r = 0; r < kRows; ++r) {
@@ -91,30 +94,37 @@ float Dot(const uint8_t* row, const float* x, int64_t n) {
   return sum;
 }
 
-// All vectors of the batch with kRows rows, which stay in the cache meanwhile.
-template <WeightType kType, int kRows>
-void MultiplyRows(const uint8_t* rows, int64_t stride, const float* x, int64_t ldx, int64_t batch, int64_t n,
-                  float* y, int64_t ldy) {
-  int64_t b = 0;
-  for (; b + 2 <= batch; b += 2)
-    MultiplyTile<kType, kRows, 2>(rows, stride, x + b * ldx, ldx, n, y + b * ldy, ldy);
-  if (b < batch) MultiplyTile<kType, kRows, 1>(rows, stride, x + b * ldx, ldx, n, y + b * ldy, ldy);
+// All rows with kVectors vectors, kRows at a time.
+template <WeightType kType, int kRows, int kVectors>
+void MultiplyRows(const uint8_t* rows, int64_t stride, int64_t num_rows, const float* x, int64_t ldx,
+                  int64_t n, float* y, int64_t ldy) {
+  int64_t r = 0;
+  for (; r + kRows <= num_rows; r += kRows) {
+    MultiplyTile<kType, kRows, kVectors>(rows + r * stride, stride, x, ldx, n, y + r, ldy);
+  }
+  for (; r < num_rows; ++r)
+    MultiplyTile<kType, 1, kVectors>(rows + r * stride, stride, x, ldx, n, y + r, ldy);
 }
+
+// Rows that stay in the second-level cache, with room to spare, while the vectors of a batch pass by.
+inline constexpr int64_t kCachedBytes = 128 << 10;
 
 template <WeightType kType>
 void MatMulRows(const uint8_t* rows, int64_t stride, int64_t num_rows, const float* x, int64_t ldx,
                 int64_t batch, int64_t n, float* y, int64_t ldy) {
-  int64_t r = 0;
-  if (batch == 1) {
-    for (; r + kTile <= num_rows; r += kTile)
-      MultiplyTile<kType, kTile, 1>(rows + r * stride, stride, x, 0, n, y + r, 0);
-  } else {
-    constexpr int kRows = kTile / 2;
-    for (; r + kRows <= num_rows; r += kRows) {
-      MultiplyRows<kType, kRows>(rows + r * stride, stride, x, ldx, batch, n, y + r, ldy);
+  const int64_t block_rows =
+      batch == 1 ? num_rows
+                 : std::max<int64_t>(kTile, kCachedBytes / std::max<int64_t>(stride, 1) / kTile * kTile);
+  for (int64_t r = 0; r < num_rows; r += block_rows) {
+    const uint8_t* const block = rows + r * stride;
+    const int64_t count = std::min(block_rows, num_rows - r);
+    int64_t b = 0;
+    for (; b + 2 <= batch; b += 2) {
+      MultiplyRows<kType, kTile / 2, 2>(block, stride, count, x + b * ldx, ldx, n, y + b * ldy + r, ldy);
     }
+    if (b < batch)
+      MultiplyRows<kType, kTile, 1>(block, stride, count, x + b * ldx, ldx, n, y + b * ldy + r, ldy);
   }
-  for (; r < num_rows; ++r) MultiplyRows<kType, 1>(rows + r * stride, stride, x, ldx, batch, n, y + r, ldy);
 }
 
 // y[i] = update(row[i], y[i]).
@@ -125,22 +135,22 @@ HWY_INLINE void UpdateWith(const uint8_t* row, int64_t n, const Update& update, 
   RowDecoder<kType> decoder;
   decoder.Open(row, n);
   for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
-    const int64_t end = std::min(n, begin + kGroupColumns);
-    decoder.Enter(begin, end);
-    int64_t column = begin;
-    for (; column + kStep <= end; column += kStep) {
+    const int64_t count = std::min(n - begin, kGroupColumns);
+    decoder.Enter(begin, begin + count);
+    int64_t column = 0;
+    for (; column + kStep <= count; column += kStep) {
       HWY_UNROLL(4)
       for (int64_t s = 0; s < kSums; ++s) {
-        float* const to = y + column + s * LanesF();
+        float* const to = y + begin + column + s * LanesF();
         hn::StoreU(update(decoder.Decode(column, s * LanesF()), hn::LoadU(d, to)), d, to);
       }
     }
     HWY_UNROLL(4)
     for (int64_t s = 0; s < kSums; ++s) {
       const int64_t offset = s * LanesF();
-      if (column + offset >= end) break;
-      float* const to = y + column + offset;
-      const auto first = hn::FirstN(d, static_cast<size_t>(end - column - offset));
+      if (column + offset >= count) break;
+      float* const to = y + begin + column + offset;
+      const auto first = hn::FirstN(d, static_cast<size_t>(count - column - offset));
       hn::BlendedStore(update(decoder.Decode(column, offset), hn::MaskedLoad(first, d, to)), first, d, to);
     }
   }
