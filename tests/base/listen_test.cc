@@ -1,0 +1,71 @@
+#include "common/base/listen.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/random_id.h"
+#include "common/base/unique_fd.h"
+
+namespace isotherm::base {
+namespace {
+
+using testing::HasSubstr;
+
+// Binds a loopback port, listens if told to, and stores its number.
+UniqueFd BoundSocket(bool listening, int& port) {
+  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof address;
+  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), length), 0);
+  if (listening) {
+    EXPECT_EQ(listen(fd.get(), 1), 0);
+  }
+  EXPECT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &length), 0);
+  port = ntohs(address.sin_port);
+  return fd;
+}
+
+TEST(ListenTest, AFreePortCanBeListenedOnAndATakenOneCannot) {
+  int port = 0;
+  UniqueFd fd = BoundSocket(/*listening=*/true, port);
+  for (const std::string host : {"127.0.0.1", "localhost", "0.0.0.0"}) {
+    const std::string address = absl::StrCat(host, ":", port);
+    const absl::Status status = CheckCanListen(address);
+    EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists) << address;
+    EXPECT_THAT(status.message(), HasSubstr(address));
+  }
+  fd.reset();
+  EXPECT_TRUE(CheckCanListen(absl::StrCat("127.0.0.1:", port)).ok());
+  EXPECT_TRUE(CheckCanListen("localhost:0").ok());
+}
+
+TEST(ListenTest, AddressesThatAreNoneAreInvalid) {
+  for (const char* address :
+       {"", "80", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:65536", "[::1:0", ":0", "no host:0"}) {
+    EXPECT_EQ(CheckCanListen(address).code(), absl::StatusCode::kInvalidArgument) << address;
+    EXPECT_FALSE(CanConnect(address)) << address;
+  }
+}
+
+TEST(ListenTest, ConnectingTellsWhetherSomebodyAccepts) {
+  int listening_port = 0, silent_port = 0;
+  const UniqueFd listening = BoundSocket(/*listening=*/true, listening_port);
+  const UniqueFd silent = BoundSocket(/*listening=*/false, silent_port);
+  EXPECT_TRUE(CanConnect(absl::StrCat("127.0.0.1:", listening_port)));
+  EXPECT_FALSE(CanConnect(absl::StrCat("127.0.0.1:", silent_port)));
+}
+
+TEST(ListenTest, ASocketPathWithoutADirectoryOrOverAFileIsRefused) {
+  EXPECT_TRUE(PrepareSocketPath(testing::TempDir() + RandomId()).ok());
+  EXPECT_EQ(PrepareSocketPath("/proc/no/socket").code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(PrepareSocketPath("/dev/null").code(), absl::StatusCode::kAlreadyExists);
+}
+
+}  // namespace
+}  // namespace isotherm::base
