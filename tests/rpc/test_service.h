@@ -25,6 +25,7 @@ class TestService final : public worker::v1::PredictorService::Service {
       if (wish == "field") return InvalidField("model_digest", "is not known here");
       if (wish == "until-cancelled") {
         while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
+        absl::SleepFor(absl::Milliseconds(200));  // handlers are seldom quick to notice
         return absl::CancelledError("the client gave up");
       }
       response->set_name(wish);
