@@ -78,14 +78,15 @@ class ReferenceTest : public ::testing::TestWithParam<Fixture> {
 
   // What the logits may differ by, relative. The reference has the dequantised weights, so that the type matters only where
   // this side rounds again: ffn_down of a quantised file, transposed and requantised to Q8_0. Each layer's FFN output then has
-  // that error, independent from layer to layer.
+  // that error, independent from layer to layer; kGrowth allows for what later layers make of it.
   static double Tolerance(const model::Model& model) {
     constexpr double kF32 = 1e-4;
+    constexpr double kGrowth = 2;
     const model::Layer& layer = model.layers().front();
     const bool requantised = !layer.down_transposed && (layer.down.info->type == gguf::TensorType::kQ8_0 ||
                                                         layer.down.info->type == gguf::TensorType::kQ4_0);
     if (!requantised) return kF32;
-    return kF32 + std::sqrt(static_cast<double>(model.hyperparameters().layers)) *
+    return kF32 + kGrowth * std::sqrt(static_cast<double>(model.hyperparameters().layers)) *
                       kernels::QuantizationError(kernels::WeightType::kQ8_0);
   }
 };

@@ -14,7 +14,7 @@ namespace isotherm::gpu_worker {
 struct HarnessOptions {
   PredictorKind predictor = PredictorKind::kAll;
   kernels::KvType kv_type = kernels::KvType::kF16;
-  int64_t kv_tokens = 512;
+  int64_t kv_tokens = 2048;
   int64_t block_size = 16;
   int threads = 1;
   float threshold_shift = 0;

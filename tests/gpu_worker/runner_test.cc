@@ -147,7 +147,7 @@ TEST(RunnerTest, AbsurdFieldsAreErrorsThatNameThem) {
       {"slices[0].position", [](v1::SequenceSlice& s) { s.set_position(UINT32_MAX); }},
       {"slices[0].position", [](v1::SequenceSlice& s) { s.set_position(256); }},
       {"slices[0].block_table", [](v1::SequenceSlice& s) { s.clear_block_table(); }},
-      {"slices[0].block_table", [](v1::SequenceSlice& s) { s.set_block_table(0, 32); }},
+      {"slices[0].block_table", [](v1::SequenceSlice& s) { s.set_block_table(0, 128); }},
       {"slices[0].block_table", [](v1::SequenceSlice& s) { s.set_block_table(0, UINT32_MAX); }},
       {"slices[0].output", [](v1::SequenceSlice& s) { s.set_output(v1::STEP_OUTPUT_UNSPECIFIED); }},
       {"slices[0].targets", [](v1::SequenceSlice& s) { s.set_output(v1::STEP_OUTPUT_LOG_PROBABILITIES); }},

@@ -35,7 +35,7 @@ start() {  # NAME FLAGS...
 # A budget that leaves a good part of the neurons to the CPU worker; see "plan:" in the GPU worker's log.
 start cpu_worker --model="$model" --listen="unix:$run/cpu.sock"
 start gpu_worker --model="$model" --listen="unix:$run/gpu.sock" --cpu-worker="unix:$run/cpu.sock" \
-  --vram-budget="${ISOTHERM_VRAM_BUDGET:-0.05}" --kv-tokens=1024 --max-prefill-rows=128 --max-decode-rows=8
+  --vram-budget="${ISOTHERM_VRAM_BUDGET:-0.025}" --kv-tokens=1024 --max-prefill-rows=128 --max-decode-rows=8
 start gateway --model="$model" --listen="unix:$run/gateway.sock" --worker="unix:$run/gpu.sock"
 
 echo "$(basename "$model"): gateway, gpu_worker (device host) and cpu_worker are starting" >&2
