@@ -29,8 +29,9 @@ bool DeadlinePassed(const grpc::ServerContext* context, std::chrono::millisecond
 
 absl::Status RunBody(const char* method, grpc::ServerContext* context,
                      const std::function<absl::Status()>& body) {
-  if (DeadlinePassed(context))
+  if (DeadlinePassed(context, {})) {
     return absl::DeadlineExceededError("the deadline passed before the call began");
+  }
   absl::Status status;
   try {
     status = body();
@@ -41,8 +42,9 @@ absl::Status RunBody(const char* method, grpc::ServerContext* context,
     spdlog::error("{}: exception of an unknown type", method);
     return absl::InternalError("internal error");
   }
-  if (absl::IsCancelled(status) && DeadlinePassed(context))
+  if (absl::IsCancelled(status) && DeadlinePassed(context, kDeadlineSlack)) {
     return absl::DeadlineExceededError(status.message());
+  }
   return status;
 }
 
