@@ -86,12 +86,13 @@ absl::StatusOr<std::unique_ptr<Channel>> Connect(worker::v1::NeuronService::Stub
                                                  const ClientOptions& options);
 
 // What the server side computes. Called from one thread for a channel at a time; everything in `request` was
-// checked against the geometry, the masks against the hot neurons of the placement.
+// checked against the geometry, the masks against the hot neurons of the placement. In shared memory a client
+// that breaks the protocol can still change the values of x and gate_values, never the header or the masks.
 struct ServerRequest {
   RequestHeader header;
-  const float* x = nullptr;
-  const uint64_t* masks = nullptr;
-  const float* gate_values = nullptr;  // null unless header.has_gate_values
+  const float* x = nullptr;            // [rows, hidden]
+  const uint64_t* masks = nullptr;     // [rows, MaskWords(ffn)]
+  const float* gate_values = nullptr;  // one for each mask bit; null unless header.has_gate_values
 };
 struct ServerAnswer {
   int64_t computed = 0;

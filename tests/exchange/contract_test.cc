@@ -30,12 +30,17 @@ class ContractTest : public ::testing::TestWithParam<Transport> {
     ASSERT_EQ(channel_->transport(), GetParam());
   }
   void Serve(const Geometry& geometry, const ServerPolicy& policy) {
+    stub_ = MakeStub(socket_);  // an old one may not have noticed yet that its server is gone
     geometry_ = geometry;
     executor_ = std::make_unique<FakeExecutor>(geometry);
     executor_->hook = hook_;
     server_ = std::make_unique<TestServer>(socket_, server_options_, policy, executor_.get());
     client_ = ClientFor(geometry, GetParam(), directory_.path());
     client_.exchange_timeout = timeout_;
+  }
+  void Stop() {
+    channel_.reset();
+    server_.reset();
   }
   absl::Status Exchange(const RequestHeader& header, uint64_t seed = 1) {
     return RoundTrip(channel_.get(), geometry_, RandomRequest(geometry_, header, seed));
@@ -49,7 +54,7 @@ class ContractTest : public ::testing::TestWithParam<Transport> {
   Geometry geometry_;
   std::unique_ptr<FakeExecutor> executor_;
   std::unique_ptr<TestServer> server_;
-  std::unique_ptr<worker::v1::NeuronService::Stub> stub_ = MakeStub(socket_);
+  std::unique_ptr<worker::v1::NeuronService::Stub> stub_;
   ClientOptions client_;
   std::unique_ptr<Channel> channel_;
 };
@@ -64,8 +69,7 @@ TEST_P(ContractTest, CarriesAwkwardShapes) {
         Geometry{2, 3, 64, 3, true}, Geometry{2, 7, 65, 5, true}, Geometry{3, 17, 127, 2, false},
         Geometry{1, 1023, 1025, 33, true}, Geometry{1, 4096, 11008, 2, false}}) {
     SCOPED_TRACE(absl::StrCat("hidden ", geometry.hidden, " ffn ", geometry.ffn));
-    channel_.reset();
-    server_.reset();
+    Stop();
     ASSERT_NO_FATAL_FAILURE(Start(geometry));
     uint64_t step = 0;
     for (int64_t rows = 1; rows <= geometry.max_rows; ++rows) {
@@ -196,8 +200,7 @@ TEST_P(ContractTest, RefusesWhatTheGeometryLeavesOut) {
        {RequestHeader{.layer = 3, .rows = 1}, RequestHeader{.layer = -1, .rows = 1}, RequestHeader{.rows = 0},
         RequestHeader{.rows = 5}, RequestHeader{.rows = -1},
         RequestHeader{.rows = 1, .has_gate_values = true}}) {
-    channel_.reset();
-    server_.reset();
+    Stop();
     Geometry geometry = SmallGeometry();
     geometry.gate_values = false;
     ASSERT_NO_FATAL_FAILURE(Start(geometry));
@@ -239,8 +242,7 @@ TEST_P(ContractTest, RefusesMasksPastTheFfnAndGateValuesThatDoNotMatch) {
       {"placement epoch is 8, expected 7", [](Request* request) { request->header.placement_epoch = 8; }},
   };
   for (const Case& c : cases) {
-    channel_.reset();
-    server_.reset();
+    Stop();
     ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
     Request request = RandomRequest(geometry_, {.rows = 2, .has_gate_values = true}, 1);
     c.spoil(&request);

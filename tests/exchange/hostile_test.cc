@@ -335,8 +335,10 @@ TEST(HostileInlineWorkerTest, AnswersToNothingAreRefused) {
     });
     const auto stub = MakeStub(socket);
     const auto channel = Connect(stub.get(), ClientFor(geometry, Transport::kInline, directory.path()));
-    ASSERT_TRUE(channel.ok()) << channel.status();
-    const absl::Status error = RoundTrip(channel->get(), geometry, RandomRequest(geometry, {.rows = 1}, 1));
+    // The surplus may be there before Connect returns.
+    const absl::Status error =
+        channel.ok() ? RoundTrip(channel->get(), geometry, RandomRequest(geometry, {.rows = 1}, 1))
+                     : channel.status();
     EXPECT_EQ(error.code(), absl::StatusCode::kDataLoss) << error;
   }
 }
