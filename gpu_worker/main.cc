@@ -1,8 +1,10 @@
+#include "common/rpc/main.h"
+
+#include <spdlog/spdlog.h>
+
 #include <memory>
 #include <optional>
 #include <string>
-
-#include <spdlog/spdlog.h>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/match.h"
@@ -10,7 +12,6 @@
 #include "absl/synchronization/notification.h"
 #include "common/base/host.h"
 #include "common/base/status_macros.h"
-#include "common/rpc/main.h"
 #include "common/rpc/server.h"
 #include "gpu_worker/host/host_device.h"
 #include "gpu_worker/service/runner_service.h"
@@ -18,25 +19,34 @@
 ABSL_FLAG(std::string, model, "", "Model file (GGUF).");
 ABSL_FLAG(std::string, device, "host", "What computes: host (CPU kernels).");
 ABSL_FLAG(double, vram_budget, 0,
-          "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot neurons. 0: "
+          "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
+          "neurons. 0: "
           "all neurons are hot.");
 ABSL_FLAG(int, threads, 0, "Threads of device host. 0: one a physical core.");
 ABSL_FLAG(int64_t, ctx, 0, "Most tokens of a sequence, prompt and completion. 0: the model's, at most 4096.");
-ABSL_FLAG(int64_t, kv_tokens, 0, "Tokens the KV cache holds, all sequences together. 0: sixteen times --ctx.");
+ABSL_FLAG(int64_t, kv_tokens, 0,
+          "Tokens the KV cache holds, all sequences together. 0: sixteen times --ctx.");
 ABSL_FLAG(std::string, kv_type, "f16", "KV cache entries: f16, q8_0 or f32.");
 ABSL_FLAG(int64_t, max_prefill_rows, 256, "Most prompt tokens of one step.");
 ABSL_FLAG(int64_t, max_decode_rows, 64, "Most sequences decoded in one step.");
-ABSL_FLAG(std::string, predictor, "auto",
-          "Which neurons to compute: auto, all, gate, sketch, lowrank, or the address of a PredictorService.");
+ABSL_FLAG(
+    std::string, predictor, "auto",
+    "Which neurons to compute: auto, all, gate, sketch, lowrank, or the address of a PredictorService.");
 ABSL_FLAG(double, predictor_threshold_shift, 0,
           "Added to the score below which a neuron is skipped (sketch, lowrank); negative computes more.");
 ABSL_FLAG(std::string, cpu_worker, "127.0.0.1:7072", "Address of the CPU worker: host:port or unix:/path.");
 ABSL_FLAG(std::string, exchange_transport, "auto", "auto, shm (same host only) or inline (gRPC messages).");
-ABSL_FLAG(std::string, shm_directory, "/dev/shm", "Where exchange regions appear; the same folder as the CPU worker's.");
-ABSL_FLAG(absl::Duration, exchange_timeout, absl::Seconds(10), "After this long without an answer the CPU worker counts as lost.");
-ABSL_FLAG(int, spin_us, -1, "How long threads spin for work before they sleep. -1: 50 on machines with more than four cores, else 0.");
-ABSL_FLAG(std::string, listen, "127.0.0.1:7071", "Address to serve ModelRunnerService on: host:port or unix:/path.");
-ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9402", "Address of the Prometheus endpoint; empty for none.");
+ABSL_FLAG(std::string, shm_directory, "/dev/shm",
+          "Where exchange regions appear; the same folder as the CPU worker's.");
+ABSL_FLAG(absl::Duration, exchange_timeout, absl::Seconds(10),
+          "After this long without an answer the CPU worker counts as lost.");
+ABSL_FLAG(int, spin_us, -1,
+          "How long threads spin for work before they sleep. -1: 50 on machines with more than four cores, "
+          "else 0.");
+ABSL_FLAG(std::string, listen, "127.0.0.1:7071",
+          "Address to serve ModelRunnerService on: host:port or unix:/path.");
+ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9402",
+          "Address of the Prometheus endpoint; empty for none.");
 
 namespace isotherm::gpu_worker {
 namespace {
@@ -80,13 +90,15 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   options.model_path = absl::GetFlag(FLAGS_model);
   if (options.model_path.empty()) return base::UsageError("--model is missing: name a GGUF file");
   if (absl::GetFlag(FLAGS_device) != "host") {
-    return base::UsageError(absl::StrCat("--device=", absl::GetFlag(FLAGS_device), ": this build has device host"));
+    return base::UsageError(
+        absl::StrCat("--device=", absl::GetFlag(FLAGS_device), ": this build has device host"));
   }
   options.runner.context = absl::GetFlag(FLAGS_ctx);
   options.runner.kv_tokens = absl::GetFlag(FLAGS_kv_tokens);
   options.runner.max_prefill_rows = absl::GetFlag(FLAGS_max_prefill_rows);
   options.runner.max_decode_rows = absl::GetFlag(FLAGS_max_decode_rows);
-  options.runner.predictor_threshold_shift = static_cast<float>(absl::GetFlag(FLAGS_predictor_threshold_shift));
+  options.runner.predictor_threshold_shift =
+      static_cast<float>(absl::GetFlag(FLAGS_predictor_threshold_shift));
   ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("ctx", options.runner.context, 0));
   ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("kv-tokens", options.runner.kv_tokens, 0));
   ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("max-prefill-rows", options.runner.max_prefill_rows, 1));
@@ -94,12 +106,15 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("threads", absl::GetFlag(FLAGS_threads), 0));
   ISOTHERM_ASSIGN_OR_RETURN(options.runner.kv_type, KvTypeFromFlag());
   const double budget = absl::GetFlag(FLAGS_vram_budget);
-  if (!(budget >= 0 && budget <= 1 << 20)) return base::UsageError("--vram-budget: a number of GiB is expected");
+  if (!(budget >= 0 && budget <= 1 << 20))
+    return base::UsageError("--vram-budget: a number of GiB is expected");
   if (budget > 0) options.runner.budget_bytes = static_cast<int64_t>(budget * 1024 * 1024 * 1024);
   ISOTHERM_RETURN_IF_ERROR(ReadPredictorFlag(options));
   options.cold.address = absl::GetFlag(FLAGS_cpu_worker);
-  absl::StatusOr<exchange::Transport> transport = exchange::ParseTransport(absl::GetFlag(FLAGS_exchange_transport));
-  if (!transport.ok()) return base::UsageError(absl::StrCat("--exchange-transport: ", transport.status().message()));
+  absl::StatusOr<exchange::Transport> transport =
+      exchange::ParseTransport(absl::GetFlag(FLAGS_exchange_transport));
+  if (!transport.ok())
+    return base::UsageError(absl::StrCat("--exchange-transport: ", transport.status().message()));
   options.cold.transport = *transport;
   options.cold.shm_directory = absl::GetFlag(FLAGS_shm_directory);
   options.cold.exchange_timeout = absl::GetFlag(FLAGS_exchange_timeout);
@@ -111,8 +126,8 @@ absl::Status Run() {
   ISOTHERM_ASSIGN_OR_RETURN(EngineOptions options, OptionsFromFlags());
   const int threads = absl::GetFlag(FLAGS_threads) > 0 ? absl::GetFlag(FLAGS_threads) : base::PhysicalCores();
 
-  // The server is made before the model is loaded, so that health and metrics answer meanwhile; the service needs the server to
-  // report health to and the server needs the service to serve, hence the indirection.
+  // The server is made before the model is loaded, so that health and metrics answer meanwhile; the service
+  // needs the server to report health to and the server needs the service to serve, hence the indirection.
   std::unique_ptr<rpc::Server> server;
   absl::Status load_failure;
   absl::Notification listening;
@@ -120,7 +135,8 @@ absl::Status Run() {
       [&]() -> absl::StatusOr<std::unique_ptr<Engine>> {
         listening.WaitForNotification();
         if (server == nullptr) return absl::CancelledError("the server did not start");
-        return Engine::Load(options, std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()}));
+        return Engine::Load(options,
+                            std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()}));
       },
       [&](bool serving, const std::string& cause) {
         listening.WaitForNotification();
@@ -149,15 +165,19 @@ int main(int argc, char** argv) {
   const isotherm::base::Program program = {
       .name = "gpu_worker",
       .summary =
-          "Runs the layers of a model: attention, KV cache, the predictor and the hot neurons, on device host (CPU) for "
-          "machines without a GPU. Neurons that do not fit --vram-budget are cold: the CPU worker computes them.",
-      .examples = "gpu_worker --model=models/tales/tales-q8_0.gguf\n"
-                  "    # everything hot; no CPU worker is needed\n"
-                  "gpu_worker --model=m.gguf --vram-budget=4 --cpu-worker=127.0.0.1:7072\n"
-                  "    # hot neurons in 4 GiB, the rest on the CPU worker",
-      .groups = {{"Model", {"model", "ctx", "kv_tokens", "kv_type", "predictor", "predictor_threshold_shift"}},
-                 {"Device", {"device", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows", "spin_us"}},
-                 {"CPU worker", {"cpu_worker", "exchange_transport", "exchange_timeout", "shm_directory"}},
-                 {"Serving", {"listen", "metrics_listen"}}}};
+          "Runs the layers of a model: attention, KV cache, the predictor and the hot neurons, on device "
+          "host (CPU) for "
+          "machines without a GPU. Neurons that do not fit --vram-budget are cold: the CPU worker computes "
+          "them.",
+      .examples =
+          "gpu_worker --model=models/tales/tales-q8_0.gguf\n"
+          "    # everything hot; no CPU worker is needed\n"
+          "gpu_worker --model=m.gguf --vram-budget=4 --cpu-worker=127.0.0.1:7072\n"
+          "    # hot neurons in 4 GiB, the rest on the CPU worker",
+      .groups = {
+          {"Model", {"model", "ctx", "kv_tokens", "kv_type", "predictor", "predictor_threshold_shift"}},
+          {"Device", {"device", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows", "spin_us"}},
+          {"CPU worker", {"cpu_worker", "exchange_transport", "exchange_timeout", "shm_directory"}},
+          {"Serving", {"listen", "metrics_listen"}}}};
   return isotherm::rpc::RunMain(program, argc, argv, isotherm::gpu_worker::Run);
 }

@@ -1,8 +1,8 @@
 #include "gpu_worker/cold/cold_worker.h"
 
-#include <utility>
-
 #include <spdlog/spdlog.h>
+
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -64,9 +64,9 @@ absl::Status ColdWorker::CheckWorker() {
   ISOTHERM_RETURN_IF_ERROR(rpc::FromGrpc(stub_->GetNeuronWorker(&context, {}, &worker)));
   if (!worker.ready()) return absl::UnavailableError(absl::StrCat("not ready: ", worker.not_ready_cause()));
   if (worker.model_digest() != options_.model_digest) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("it serves a model with digest ", worker.model_digest(), ", this worker one with digest ",
-                     options_.model_digest, "; start both with the same file"));
+    return absl::FailedPreconditionError(absl::StrCat("it serves a model with digest ", worker.model_digest(),
+                                                      ", this worker one with digest ", options_.model_digest,
+                                                      "; start both with the same file"));
   }
   if (worker.bundle_layout_version() != neuron::kBundleLayoutVersion) {
     return absl::FailedPreconditionError(

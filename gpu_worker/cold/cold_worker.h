@@ -22,8 +22,8 @@ struct ColdWorkerOptions {
   exchange::Geometry geometry;
 };
 
-// The connection to the CPU worker: found, checked, told the placement, opened, and opened again after a loss. A channel that
-// failed is dropped and never used again. Thread-compatible.
+// The connection to the CPU worker: found, checked, told the placement, opened, and opened again after a
+// loss. A channel that failed is dropped and never used again. Thread-compatible.
 class ColdWorker {
  public:
   ColdWorker(ColdWorkerOptions options, neuron::Placement placement);

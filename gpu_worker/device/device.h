@@ -16,9 +16,10 @@
 #include "common/model/model.h"
 #include "common/neuron/bundle.h"
 
-// The seam between the layer graph and what computes it. The graph speaks of device pointers and operators only; `host` runs
-// them at once on CPU threads, `cuda` enqueues them on a stream that a graph can capture. So no operator returns a value, waits
-// or decides anything on the host: what changes from step to step is uploaded by BeginPass, failures latch until EndPass.
+// The seam between the layer graph and what computes it. The graph speaks of device pointers and operators
+// only; `host` runs them at once on CPU threads, `cuda` enqueues them on a stream that a graph can capture.
+// So no operator returns a value, waits or decides anything on the host: what changes from step to step is
+// uploaded by BeginPass, failures latch until EndPass.
 namespace isotherm::gpu_worker {
 
 enum class MemoryPurpose { kAttention, kHead, kKvCache, kPredictor, kWorkspace, kHotNeurons };
@@ -78,8 +79,9 @@ struct FfnCall {
   int64_t rows = 0;
   const float* x = nullptr;         // [rows, hidden], the FFN input
   const uint64_t* masks = nullptr;  // [rows, MaskWords(ffn)], hot and cold
-  const float* gate = nullptr;      // [rows, ffn] gate pre-activations where the predictor computed them, else null
-  bool dense = false;               // neuron::FfnRequest::dense
+  const float* gate =
+      nullptr;         // [rows, ffn] gate pre-activations where the predictor computed them, else null
+  bool dense = false;  // neuron::FfnRequest::dense
 };
 
 struct FfnParameters {
@@ -128,14 +130,17 @@ class Device {
 
   // x[r] = row tokens[r] of the matrix.
   virtual void Embed(const kernels::WeightMatrix& embedding, float* x) = 0;
-  virtual void RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n, float* out) = 0;
+  virtual void RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n,
+                       float* out) = 0;
   // y[r, :] = weight . x[r, :].
   virtual void MatMul(const kernels::WeightMatrix& weight, const float* x, int64_t rows, float* y) = 0;
-  // Rotates q [rows, heads, head_dim] and k [rows, kv_heads, head_dim] and stores k and v at the rows' positions.
-  virtual void RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q, float* k,
-                              const float* v) = 0;
+  // Rotates q [rows, heads, head_dim] and k [rows, kv_heads, head_dim] and stores k and v at the rows'
+  // positions.
+  virtual void RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q,
+                              float* k, const float* v) = 0;
   // Causal attention of every row over its sequence's cache; out [rows, heads * head_dim].
-  virtual void Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale, float* out) = 0;
+  virtual void Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale,
+                         float* out) = 0;
   virtual void Add(const float* x, int64_t count, float* y) = 0;
   // x[i] = max(x[i], 0).
   virtual void Relu(float* x, int64_t count) = 0;
@@ -148,15 +153,16 @@ class Device {
   // Predictors end in masks [rows, MaskWords(ffn)].
   virtual void MaskAll(int64_t rows, uint64_t* masks) = 0;
   // Bit j: scores[r, j] + bias[j] >= threshold (`strict`: > threshold). bias may be null.
-  virtual void MaskFromScores(const float* scores, const float* bias, float threshold, bool strict, int64_t rows,
-                              uint64_t* masks) = 0;
+  virtual void MaskFromScores(const float* scores, const float* bias, float threshold, bool strict,
+                              int64_t rows, uint64_t* masks) = 0;
   // scores [rows, ffn] from sketched gate rows (common/kernels/sketch.h).
   virtual void SketchScores(const uint8_t* sketch, const float* x, int64_t rows, float* scores) = 0;
   // Masks from a process of its own: `fill` runs on the host, outside any graph, and reports failure.
   virtual void MaskFromHost(const float* input, int64_t rows, uint64_t* masks,
                             absl::FunctionRef<absl::Status(const float*, uint64_t*)> fill) = 0;
 
-  // Ships the rows and their cold mask bits to the CPU worker. Nothing happens for a layer that is wholly hot.
+  // Ships the rows and their cold mask bits to the CPU worker. Nothing happens for a layer that is wholly
+  // hot.
   virtual void SendCold(const FfnCall& call, const HotLayer& hot) = 0;
   // y = the hot neurons' part.
   virtual void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) = 0;

@@ -1,23 +1,24 @@
 #include "gpu_worker/graph/decoder.h"
 
+#include <spdlog/spdlog.h>
+
 #include <cmath>
 #include <cstring>
-
-#include <spdlog/spdlog.h>
 
 #include "common/base/status_macros.h"
 #include "common/neuron/mask.h"
 
 namespace isotherm::gpu_worker {
 
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model, const RunnerOptions& options,
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model,
+                                                       const RunnerOptions& options,
                                                        const neuron::Placement& placement,
                                                        std::unique_ptr<Predictor> predictor, Device& device,
                                                        const std::function<void(int64_t)>& progress) {
   std::unique_ptr<Decoder> decoder(new Decoder(model.hyperparameters(), device));
   decoder->predictor_ = std::move(predictor);
-  device.Configure({model.hyperparameters().hidden, model.hyperparameters().ffn, model.hyperparameters().activation,
-                    model.hyperparameters().activation_threshold},
+  device.Configure({model.hyperparameters().hidden, model.hyperparameters().ffn,
+                    model.hyperparameters().activation, model.hyperparameters().activation_threshold},
                    model.hyperparameters().layers, options.max_rows());
   ISOTHERM_RETURN_IF_ERROR(decoder->LoadHead(model));
   for (int64_t l = 0; l < model.hyperparameters().layers; ++l) {
@@ -45,7 +46,8 @@ absl::Status Decoder::LoadLayer(const model::Model& model, int64_t index, const 
   constexpr MemoryPurpose kPurpose = MemoryPurpose::kAttention;
   const model::Layer& source = model.layers()[index];
   LayerWeights layer;
-  ISOTHERM_ASSIGN_OR_RETURN(layer.attention_norm, LoadVector(model, source.attention_norm, kPurpose, device_));
+  ISOTHERM_ASSIGN_OR_RETURN(layer.attention_norm,
+                            LoadVector(model, source.attention_norm, kPurpose, device_));
   ISOTHERM_ASSIGN_OR_RETURN(layer.ffn_norm, LoadVector(model, source.ffn_norm, kPurpose, device_));
   ISOTHERM_ASSIGN_OR_RETURN(layer.q, LoadMatrix(model, source.q, kPurpose, device_));
   ISOTHERM_ASSIGN_OR_RETURN(layer.k, LoadMatrix(model, source.k, kPurpose, device_));
@@ -69,8 +71,8 @@ absl::Status Decoder::LoadLayer(const model::Model& model, int64_t index, const 
   return absl::OkStatus();
 }
 
-absl::Status Decoder::LoadHotNeurons(const model::Model& model, int64_t index, const neuron::Placement& placement,
-                                     LayerWeights& layer) {
+absl::Status Decoder::LoadHotNeurons(const model::Model& model, int64_t index,
+                                     const neuron::Placement& placement, LayerWeights& layer) {
   constexpr MemoryPurpose kPurpose = MemoryPurpose::kHotNeurons;
   const std::vector<int32_t> ids = placement.HotNeurons(index);
   const std::vector<uint64_t>& mask = placement.hot[index];
@@ -93,7 +95,8 @@ absl::Status Decoder::LoadHotNeurons(const model::Model& model, int64_t index, c
   ISOTHERM_ASSIGN_OR_RETURN(layer.bundles, device_.Allocate(bundle_bytes, kPurpose));
   absl::StatusOr<neuron::PackReport> report;
   ISOTHERM_RETURN_IF_ERROR(device_.Write(layer.bundles, 0, bundle_bytes, [&](uint8_t* out) {
-    report = neuron::PackBundles(model, index, hot.layout, /*all=*/hot.count == h_.ffn, ids, device_.loader_pool(), out);
+    report = neuron::PackBundles(model, index, hot.layout, /*all=*/hot.count == h_.ffn, ids,
+                                 device_.loader_pool(), out);
   }));
   ISOTHERM_RETURN_IF_ERROR(report.status());
   if (report->down_requantization_error > 0 && index == 0) {
@@ -131,15 +134,15 @@ absl::Status Decoder::AllocateWorkspace(const RunnerOptions& options) {
     ISOTHERM_ASSIGN_OR_RETURN(
         *buffer, device_.Allocate(floats * static_cast<int64_t>(sizeof(float)), MemoryPurpose::kWorkspace));
   }
-  return device_.Write(inverse_frequency_, 0, h_.rope_dims / 2 * static_cast<int64_t>(sizeof(float)),
-                       [&](uint8_t* out) {
-                         auto* frequency = reinterpret_cast<float*>(out);
-                         for (int64_t i = 0; i < h_.rope_dims / 2; ++i) {
-                           // Linear scaling divides positions, which is the same as dividing frequencies.
-                           const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(h_.rope_dims);
-                           frequency[i] = static_cast<float>(std::pow(h_.rope_base, exponent) / h_.rope_scale);
-                         }
-                       });
+  return device_.Write(
+      inverse_frequency_, 0, h_.rope_dims / 2 * static_cast<int64_t>(sizeof(float)), [&](uint8_t* out) {
+        auto* frequency = reinterpret_cast<float*>(out);
+        for (int64_t i = 0; i < h_.rope_dims / 2; ++i) {
+          // Linear scaling divides positions, which is the same as dividing frequencies.
+          const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(h_.rope_dims);
+          frequency[i] = static_cast<float>(std::pow(h_.rope_base, exponent) / h_.rope_scale);
+        }
+      });
 }
 
 void Decoder::Enqueue(const Pass& pass) {
@@ -159,8 +162,8 @@ void Decoder::EnqueueAttention(const LayerWeights& layer, int64_t rows) {
   device_.MatMul(layer.q.view, normed_.as<float>(), rows, q_.as<float>());
   device_.MatMul(layer.k.view, normed_.as<float>(), rows, k_.as<float>());
   device_.MatMul(layer.v.view, normed_.as<float>(), rows, v_.as<float>());
-  device_.RopeAndWriteKv({inverse_frequency_.as<float>(), h_.rope_dims}, layer.kv_view, h_.heads, q_.as<float>(),
-                         k_.as<float>(), v_.as<float>());
+  device_.RopeAndWriteKv({inverse_frequency_.as<float>(), h_.rope_dims}, layer.kv_view, h_.heads,
+                         q_.as<float>(), k_.as<float>(), v_.as<float>());
   device_.Attention(layer.kv_view, q_.as<float>(), h_.heads, scale, attention_.as<float>());
   device_.MatMul(layer.attention_output.view, attention_.as<float>(), rows, normed_.as<float>());
   device_.Add(normed_.as<float>(), rows * h_.hidden, residual_.as<float>());

@@ -9,25 +9,27 @@
 #include "common/model/model.h"
 #include "common/neuron/placement.h"
 #include "gpu_worker/device/device.h"
-#include "gpu_worker/graph/matrix.h"
+#include "gpu_worker/device/matrix.h"
 #include "gpu_worker/graph/memory_plan.h"
 #include "gpu_worker/predict/predictor.h"
 
 namespace isotherm::gpu_worker {
 
-// A pass and what is wanted from it. `input.output_rows` lists the rows whose logits are wanted first, then those that are only
-// scored against a target.
+// A pass and what is wanted from it. `input.output_rows` lists the rows whose logits are wanted first, then
+// those that are only scored against a target.
 struct Pass {
   PassInput input;
   int64_t logit_rows = 0;
   std::vector<uint32_t> targets;  // one for each output row after the first logit_rows
 };
 
-// The layers of a Llama-family decoder on a device: weights, KV cache, workspace and the order of operators. Thread-compatible.
+// The layers of a Llama-family decoder on a device: weights, KV cache, workspace and the order of operators.
+// Thread-compatible.
 class Decoder {
  public:
   // `progress(bytes)` is told how much of the file was taken in.
-  static absl::StatusOr<std::unique_ptr<Decoder>> Load(const model::Model& model, const RunnerOptions& options,
+  static absl::StatusOr<std::unique_ptr<Decoder>> Load(const model::Model& model,
+                                                       const RunnerOptions& options,
                                                        const neuron::Placement& placement,
                                                        std::unique_ptr<Predictor> predictor, Device& device,
                                                        const std::function<void(int64_t)>& progress);
@@ -36,7 +38,7 @@ class Decoder {
   void Enqueue(const Pass& pass);
 
   // Device memory; valid after EndPass until the next pass.
-  const float* logits() const { return logits_.as<float>(); }                        // [logit_rows, vocabulary]
+  const float* logits() const { return logits_.as<float>(); }  // [logit_rows, vocabulary]
   const float* log_probabilities() const { return log_probabilities_.as<float>(); }  // [targets]
 
   const Predictor& predictor() const { return *predictor_; }
@@ -51,7 +53,8 @@ class Decoder {
     HotLayer hot;
   };
 
-  Decoder(const model::Hyperparameters& hyperparameters, Device& device) : h_(hyperparameters), device_(device) {}
+  Decoder(const model::Hyperparameters& hyperparameters, Device& device)
+      : h_(hyperparameters), device_(device) {}
   absl::Status LoadLayer(const model::Model& model, int64_t index, const RunnerOptions& options,
                          const neuron::Placement& placement);
   absl::Status LoadHotNeurons(const model::Model& model, int64_t index, const neuron::Placement& placement,
@@ -69,7 +72,8 @@ class Decoder {
   DeviceMatrix embedding_, output_;
   Buffer output_norm_, inverse_frequency_;
   // Workspace, named for what it holds. `normed_` is reused by attention, FFN and head.
-  Buffer residual_, normed_, q_, k_, v_, attention_, ffn_, scores_, masks_, gathered_, logits_, log_probabilities_;
+  Buffer residual_, normed_, q_, k_, v_, attention_, ffn_, scores_, masks_, gathered_, logits_,
+      log_probabilities_;
 };
 
 }  // namespace isotherm::gpu_worker

@@ -8,16 +8,17 @@
 #include "common/base/status_macros.h"
 #include "common/neuron/bundle.h"
 #include "common/neuron/mask.h"
-#include "gpu_worker/graph/matrix.h"
+#include "gpu_worker/device/matrix.h"
 
 namespace isotherm::gpu_worker {
 namespace {
 
 constexpr double kMiB = 1024.0 * 1024.0;
-// Expected cost of one exchange beside the cold rows' own time: a futex round trip between two processes of one host,
-// 10-17 us where both wait parked, and the copies.
+// Expected cost of one exchange beside the cold rows' own time: a futex round trip between two processes of
+// one host, 10-17 us where both wait parked, and the copies.
 constexpr double kExchangeSeconds = 30e-6;
-// Predictors ask for up to twice the neurons that fire (recall is worth more than precision); the planner needs the scale only.
+// Predictors ask for up to twice the neurons that fire (recall is worth more than precision); the planner
+// needs the scale only.
 constexpr double kPredictedOverActive = 1.3;
 
 int64_t& At(MemoryPlan& plan, MemoryPurpose purpose) { return plan.bytes[static_cast<int>(purpose)]; }
@@ -63,8 +64,8 @@ absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model, doubl
   if (model.file().Has("isotherm.profile.tokens")) {
     ISOTHERM_ASSIGN_OR_RETURN(input.profile_tokens, model.file().GetInteger("isotherm.profile.tokens"));
   }
-  // The host device draws on the same memory bus as the CPU worker: a hot neuron saves the exchange and costs nothing that the
-  // cold one would not, so hot time counts as zero and the budget is filled.
+  // The host device draws on the same memory bus as the CPU worker: a hot neuron saves the exchange and costs
+  // nothing that the cold one would not, so hot time counts as zero and the budget is filled.
   input.cold_time.seconds_per_neuron = static_cast<double>(input.neuron_bytes.front()) / read_bandwidth;
   input.exchange_seconds = kExchangeSeconds;
   input.predicted_over_active = kPredictedOverActive;
@@ -88,7 +89,8 @@ int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& opt
   const int64_t floats = rows * (4 * h.hidden + 2 * query + 2 * key + h.ffn) +
                          (options.max_decode_rows + kScoreRows) * h.vocabulary + rows;
   const int64_t masks = rows * neuron::MaskWords(h.ffn) * 8 + h.layers * neuron::MaskWords(h.ffn) * 8;
-  return floats * static_cast<int64_t>(sizeof(float)) + masks + h.rope_dims / 2 * static_cast<int64_t>(sizeof(float));
+  return floats * static_cast<int64_t>(sizeof(float)) + masks +
+         h.rope_dims / 2 * static_cast<int64_t>(sizeof(float));
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
@@ -106,14 +108,17 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOpt
   const int64_t dense = plan.total();
   if (options.budget_bytes.has_value()) {
     if (dense > *options.budget_bytes) {
-      return absl::ResourceExhaustedError(absl::StrFormat(
-          "--vram-budget of %.3f GiB is too small for '%s': attention %.1f MiB, embedding and head %.1f MiB, KV cache of %d "
-          "tokens %.1f MiB, predictor '%s' %.1f MiB and workspace %.1f MiB need %.3f GiB before the first hot neuron. Raise "
-          "the budget, or lower --kv-tokens, --ctx or --max-prefill-rows",
-          *options.budget_bytes / kMiB / 1024, model.DisplayName(), At(plan, MemoryPurpose::kAttention) / kMiB,
-          At(plan, MemoryPurpose::kHead) / kMiB, options.kv_tokens, At(plan, MemoryPurpose::kKvCache) / kMiB,
-          PredictorKindName(options.predictor), At(plan, MemoryPurpose::kPredictor) / kMiB,
-          At(plan, MemoryPurpose::kWorkspace) / kMiB, dense / kMiB / 1024));
+      return absl::ResourceExhaustedError(
+          absl::StrFormat("--vram-budget of %.3f GiB is too small for '%s': attention %.1f MiB, embedding "
+                          "and head %.1f MiB, KV cache of %d "
+                          "tokens %.1f MiB, predictor '%s' %.1f MiB and workspace %.1f MiB need %.3f GiB "
+                          "before the first hot neuron. Raise "
+                          "the budget, or lower --kv-tokens, --ctx or --max-prefill-rows",
+                          *options.budget_bytes / kMiB / 1024, model.DisplayName(),
+                          At(plan, MemoryPurpose::kAttention) / kMiB, At(plan, MemoryPurpose::kHead) / kMiB,
+                          options.kv_tokens, At(plan, MemoryPurpose::kKvCache) / kMiB,
+                          PredictorKindName(options.predictor), At(plan, MemoryPurpose::kPredictor) / kMiB,
+                          At(plan, MemoryPurpose::kWorkspace) / kMiB, dense / kMiB / 1024));
     }
     input.hot_budget_bytes = *options.budget_bytes - dense;
   } else {
@@ -128,12 +133,14 @@ std::string MemoryPlan::ToString(const model::Model& model) const {
   const model::Hyperparameters& h = model.hyperparameters();
   std::string text = "plan:";
   for (int i = 0; i < kMemoryPurposes; ++i) {
-    absl::StrAppendFormat(&text, " %s %.1f MiB,", MemoryPurposeName(static_cast<MemoryPurpose>(i)), bytes[i] / kMiB);
+    absl::StrAppendFormat(&text, " %s %.1f MiB,", MemoryPurposeName(static_cast<MemoryPurpose>(i)),
+                          bytes[i] / kMiB);
   }
   double coverage = 0;
   for (double layer : neurons.coverage) coverage += layer / h.layers;
-  absl::StrAppendFormat(&text, " total %.1f MiB; %.1f %% of neurons hot, expected to make %.1f %% of the firings",
-                        total() / kMiB, 100.0 * neurons.placement.HotCount() / (h.layers * h.ffn), 100 * coverage);
+  absl::StrAppendFormat(
+      &text, " total %.1f MiB; %.1f %% of neurons hot, expected to make %.1f %% of the firings",
+      total() / kMiB, 100.0 * neurons.placement.HotCount() / (h.layers * h.ffn), 100 * coverage);
   return text;
 }
 

@@ -49,9 +49,10 @@ struct MemoryPlan {
 int64_t KvBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
 int64_t WorkspaceBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
 
-// `read_bandwidth`: bytes a second of the device. ResourceExhausted, naming the least budget that would do, when not even the
-// dense parts fit.
-absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options, double read_bandwidth);
+// `read_bandwidth`: bytes a second of the device. ResourceExhausted, naming the least budget that would do,
+// when not even the dense parts fit.
+absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
+                                      double read_bandwidth);
 
 }  // namespace isotherm::gpu_worker
 

@@ -71,7 +71,8 @@ absl::Status Runner::Validate(const v1::StepRequest& request) const {
                                           " rows of logits; at most ", options_.max_decode_rows, " of each"));
   }
   if (prefill_rows > options_.max_prefill_rows) {
-    return Invalid("slices", absl::StrCat(prefill_rows, " prefill rows; at most ", options_.max_prefill_rows));
+    return Invalid("slices",
+                   absl::StrCat(prefill_rows, " prefill rows; at most ", options_.max_prefill_rows));
   }
   return absl::OkStatus();
 }
@@ -132,7 +133,8 @@ absl::Status Runner::RunPass(const v1::StepRequest& request, bool decode, v1::St
       pass.input.tokens.push_back(slice.tokens(t));
       pass.input.positions.push_back(static_cast<int32_t>(slice.position()) + t);
       pass.input.table_offsets.push_back(table);
-      if (slice.output() == v1::STEP_OUTPUT_LOG_PROBABILITIES) scored.push_back({i, row, true, slice.targets(t)});
+      if (slice.output() == v1::STEP_OUTPUT_LOG_PROBABILITIES)
+        scored.push_back({i, row, true, slice.targets(t)});
     }
     if (slice.output() == v1::STEP_OUTPUT_LAST_LOGITS) {
       logits.push_back({i, static_cast<int32_t>(pass.input.rows()) - 1});
@@ -154,7 +156,8 @@ absl::Status Runner::RunPass(const v1::StepRequest& request, bool decode, v1::St
   return Collect(outputs, pass.logit_rows, success);
 }
 
-absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_rows, v1::StepSuccess& success) {
+absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_rows,
+                             v1::StepSuccess& success) {
   for (int64_t i = 0; i < logit_rows; ++i) {
     std::string& bytes = *success.mutable_outputs(static_cast<int>(outputs[i].slice))->mutable_logits();
     bytes.resize(h_.vocabulary * sizeof(float));
@@ -163,9 +166,11 @@ absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_r
   }
   const int64_t scored = static_cast<int64_t>(outputs.size()) - logit_rows;
   std::vector<float> values(scored);
-  if (scored > 0) ISOTHERM_RETURN_IF_ERROR(device_->Read(decoder_->log_probabilities(), scored, values.data()));
+  if (scored > 0)
+    ISOTHERM_RETURN_IF_ERROR(device_->Read(decoder_->log_probabilities(), scored, values.data()));
   for (int64_t i = 0; i < scored; ++i) {
-    success.mutable_outputs(static_cast<int>(outputs[logit_rows + i].slice))->add_log_probabilities(values[i]);
+    success.mutable_outputs(static_cast<int>(outputs[logit_rows + i].slice))
+        ->add_log_probabilities(values[i]);
   }
   return absl::OkStatus();
 }

@@ -11,8 +11,8 @@
 
 namespace isotherm::gpu_worker {
 
-// Turns steps into passes: checks every field, runs the decode rows and the prefill rows as separate passes and collects outputs
-// and statistics. Thread-compatible.
+// Turns steps into passes: checks every field, runs the decode rows and the prefill rows as separate passes
+// and collects outputs and statistics. Thread-compatible.
 class Runner {
  public:
   Runner(const model::Hyperparameters& hyperparameters, const RunnerOptions& options, Decoder* decoder,
@@ -38,7 +38,8 @@ class Runner {
   absl::Status Validate(const worker::v1::StepRequest& request) const;
   absl::Status ValidateSlice(const worker::v1::SequenceSlice& slice, const std::string& where) const;
   absl::Status RunPass(const worker::v1::StepRequest& request, bool decode, worker::v1::StepSuccess& success);
-  absl::Status Collect(const std::vector<Output>& outputs, int64_t logit_rows, worker::v1::StepSuccess& success);
+  absl::Status Collect(const std::vector<Output>& outputs, int64_t logit_rows,
+                       worker::v1::StepSuccess& success);
   void Account(int64_t rows, worker::v1::StepStatistics& statistics);
 
   const model::Hyperparameters h_;

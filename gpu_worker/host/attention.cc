@@ -4,7 +4,8 @@
 
 namespace isotherm::gpu_worker {
 
-void HostDevice::Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale, float* out) {
+void HostDevice::Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale,
+                           float* out) {
   if (!failure_.ok()) return;
   const int64_t width = heads * kv.head_dim;
   const int64_t group = heads / kv.kv_heads;

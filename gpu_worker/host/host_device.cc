@@ -21,7 +21,8 @@ HostDevice::~HostDevice() = default;
 
 absl::StatusOr<Buffer> HostDevice::Allocate(int64_t bytes, MemoryPurpose purpose) {
   if (bytes == 0) return Buffer();
-  // Whole pages straight from the kernel: large weights then use huge pages and return to the system when freed.
+  // Whole pages straight from the kernel: large weights then use huge pages and return to the system when
+  // freed.
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes for ",

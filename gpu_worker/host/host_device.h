@@ -17,8 +17,8 @@ struct HostDeviceOptions {
   int spin_us = 0;
 };
 
-// Device `host`: every operator runs at once on the CPU kernels. The reference for the CUDA device, and what serves on machines
-// without a GPU. One operator a file in this folder, under the name its CUDA twin has.
+// Device `host`: every operator runs at once on the CPU kernels. The reference for the CUDA device, and what
+// serves on machines without a GPU. One operator a file in this folder, under the name its CUDA twin has.
 class HostDevice final : public Device {
  public:
   explicit HostDevice(const HostDeviceOptions& options);
@@ -38,7 +38,8 @@ class HostDevice final : public Device {
   absl::Status Read(const float* source, int64_t count, float* out) override;
 
   void Embed(const kernels::WeightMatrix& embedding, float* x) override;
-  void RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n, float* out) override;
+  void RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n,
+               float* out) override;
   void MatMul(const kernels::WeightMatrix& weight, const float* x, int64_t rows, float* y) override;
   void RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q, float* k,
                       const float* v) override;
@@ -60,7 +61,9 @@ class HostDevice final : public Device {
   PassStatistics TakeStatistics() override;
 
  private:
-  const uint32_t* BlockTable(int64_t row) const { return pass_.block_tables.data() + pass_.table_offsets[row]; }
+  const uint32_t* BlockTable(int64_t row) const {
+    return pass_.block_tables.data() + pass_.table_offsets[row];
+  }
   void Latch(const absl::Status& status) {
     if (failure_.ok()) failure_ = status;
   }

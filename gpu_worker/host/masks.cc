@@ -25,8 +25,8 @@ void HostDevice::MaskAll(int64_t rows, uint64_t* masks) {
   for (int64_t r = 0; r < rows; ++r) neuron::SetAll(masks + r * neuron::MaskWords(ffn_.ffn), ffn_.ffn);
 }
 
-void HostDevice::MaskFromScores(const float* scores, const float* bias, float threshold, bool strict, int64_t rows,
-                                uint64_t* masks) {
+void HostDevice::MaskFromScores(const float* scores, const float* bias, float threshold, bool strict,
+                                int64_t rows, uint64_t* masks) {
   if (!failure_.ok()) return;
   const int64_t words = neuron::MaskWords(ffn_.ffn);
   const auto from_scores = strict ? WordFromScores<true> : WordFromScores<false>;
@@ -45,8 +45,10 @@ void HostDevice::SketchScores(const uint8_t* sketch, const float* x, int64_t row
   if (!failure_.ok()) return;
   const int64_t input_bytes = kernels::SketchInputBytes(ffn_.hidden);
   const int64_t sketch_bytes = kernels::SketchRowBytes(ffn_.hidden);
-  auto* inputs = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(sketch_inputs_.data()) + 63) & ~uintptr_t{63});
-  for (int64_t r = 0; r < rows; ++r) kernels::SketchInput(x + r * ffn_.hidden, ffn_.hidden, inputs + r * input_bytes);
+  auto* inputs =
+      reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(sketch_inputs_.data()) + 63) & ~uintptr_t{63});
+  for (int64_t r = 0; r < rows; ++r)
+    kernels::SketchInput(x + r * ffn_.hidden, ffn_.hidden, inputs + r * input_bytes);
   // 64 sketched rows fit the second-level cache, so that they are read from memory once for all token rows.
   pool_.ParallelFor(ffn_.ffn, 64, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = 0; r < rows; ++r) {

@@ -2,8 +2,8 @@
 
 namespace isotherm::gpu_worker {
 
-void HostDevice::RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q, float* k,
-                                const float* v) {
+void HostDevice::RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q,
+                                float* k, const float* v) {
   if (!failure_.ok()) return;
   const int64_t query = heads * kv.head_dim;
   const int64_t key = kv.kv_heads * kv.head_dim;

@@ -6,8 +6,8 @@
 namespace isotherm::gpu_worker {
 namespace {
 
-// out = masks & hot (or & ~hot) row by row, and where `gate` [rows, ffn] is given its values at the set bits, compacted in the
-// order the exchange and the FFN kernels read them. Returns the number of set bits.
+// out = masks & hot (or & ~hot) row by row, and where `gate` [rows, ffn] is given its values at the set bits,
+// compacted in the order the exchange and the FFN kernels read them. Returns the number of set bits.
 int64_t SelectHalf(const FfnCall& call, const HotLayer& hot, int64_t ffn, bool want_hot, uint64_t* out,
                    float* gate_values) {
   const int64_t words = neuron::MaskWords(ffn);
@@ -45,8 +45,10 @@ void HostDevice::SendCold(const FfnCall& call, const HotLayer& hot) {
   absl::StatusOr<exchange::RequestBuffers> buffers = channel_->Begin(header);
   if (!buffers.ok()) return Latch(buffers.status());
   std::copy_n(call.x, call.rows * ffn_.hidden, buffers->x);
-  const int64_t selected = SelectHalf(call, hot, ffn_.ffn, /*want_hot=*/false, buffers->masks, buffers->gate_values);
-  if (absl::Status status = channel_->Send(call.gate == nullptr ? 0 : selected); !status.ok()) return Latch(status);
+  const int64_t selected =
+      SelectHalf(call, hot, ffn_.ffn, /*want_hot=*/false, buffers->masks, buffers->gate_values);
+  if (absl::Status status = channel_->Send(call.gate == nullptr ? 0 : selected); !status.ok())
+    return Latch(status);
   exchange_pending_ = true;
 }
 

@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/sketch.h"
-#include "gpu_worker/graph/matrix.h"
+#include "gpu_worker/device/matrix.h"
 
 namespace isotherm::gpu_worker {
 namespace {
@@ -22,15 +22,18 @@ class AllPredictor final : public Predictor {
   std::string name() const override { return "all"; }
   bool exact() const override { return true; }
   bool dense() const override { return true; }
-  void Enqueue(Device& device, int64_t, const float*, const float*, int64_t rows, const Prediction& out) override {
+  void Enqueue(Device& device, int64_t, const float*, const float*, int64_t rows,
+               const Prediction& out) override {
     device.MaskAll(rows, out.masks);
   }
 };
 
-// The model's own gate matrix for every neuron, hot and cold: exact, and cold neurons then cost only up and down.
+// The model's own gate matrix for every neuron, hot and cold: exact, and cold neurons then cost only up and
+// down.
 class GatePredictor final : public Predictor {
  public:
-  GatePredictor(std::vector<DeviceMatrix> gates, float threshold) : gates_(std::move(gates)), threshold_(threshold) {}
+  GatePredictor(std::vector<DeviceMatrix> gates, float threshold)
+      : gates_(std::move(gates)), threshold_(threshold) {}
   std::string name() const override { return "gate"; }
   bool exact() const override { return true; }
   bool yields_gate() const override { return true; }
@@ -85,7 +88,8 @@ class LowRankPredictor final : public Predictor {
     device.MatMul(weights.a.view, weights.reads_residual ? residual : ffn_input, rows, hidden);
     if (weights.relu_between) device.Relu(hidden, rows * weights.a.view.rows);
     device.MatMul(weights.b.view, hidden, rows, out.scores);
-    device.MaskFromScores(out.scores, weights.bias.as<float>(), weights.threshold, /*strict=*/false, rows, out.masks);
+    device.MaskFromScores(out.scores, weights.bias.as<float>(), weights.threshold, /*strict=*/false, rows,
+                          out.masks);
   }
 
  private:
@@ -96,9 +100,9 @@ class LowRankPredictor final : public Predictor {
 absl::Status RequireSparse(const model::Model& model, const char* kind) {
   if (model.hyperparameters().sparse()) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      absl::StrCat("predictor '", kind, "' needs a model whose FFN neurons can be inactive; '", model.DisplayName(),
-                   "' has activation ", model::ActivationName(model.hyperparameters().activation),
-                   ". Use --predictor=all"));
+      absl::StrCat("predictor '", kind, "' needs a model whose FFN neurons can be inactive; '",
+                   model.DisplayName(), "' has activation ",
+                   model::ActivationName(model.hyperparameters().activation), ". Use --predictor=all"));
 }
 
 absl::StatusOr<std::unique_ptr<Predictor>> MakeGate(const model::Model& model, Device& device) {
@@ -111,8 +115,8 @@ absl::StatusOr<std::unique_ptr<Predictor>> MakeGate(const model::Model& model, D
   return std::make_unique<GatePredictor>(std::move(gates), FiringThreshold(model.hyperparameters()));
 }
 
-absl::StatusOr<std::unique_ptr<Predictor>> MakeSketch(const model::Model& model, const PredictorOptions& options,
-                                                      Device& device) {
+absl::StatusOr<std::unique_ptr<Predictor>> MakeSketch(const model::Model& model,
+                                                      const PredictorOptions& options, Device& device) {
   ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "sketch"));
   const int64_t hidden = model.hyperparameters().hidden;
   const int64_t stride = kernels::SketchRowBytes(hidden);
@@ -134,24 +138,26 @@ absl::StatusOr<std::unique_ptr<Predictor>> MakeSketch(const model::Model& model,
     }));
     sketches.push_back(std::move(sketch));
   }
-  return std::make_unique<SketchPredictor>(std::move(sketches),
-                                           FiringThreshold(model.hyperparameters()) + options.threshold_shift);
+  return std::make_unique<SketchPredictor>(
+      std::move(sketches), FiringThreshold(model.hyperparameters()) + options.threshold_shift);
 }
 
-absl::StatusOr<std::unique_ptr<Predictor>> MakeLowRank(const model::Model& model, const PredictorOptions& options,
-                                                       Device& device) {
+absl::StatusOr<std::unique_ptr<Predictor>> MakeLowRank(const model::Model& model,
+                                                       const PredictorOptions& options, Device& device) {
   ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "lowrank"));
   std::vector<LowRankPredictor::LayerWeights> layers;
   int64_t max_rank = 0;
   for (const model::Layer& layer : model.layers()) {
     if (!layer.predictor.has_value()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("predictor 'lowrank': '", model.DisplayName(), "' has no low-rank tensors for layer ",
-                       layers.size(), ". Use --predictor=sketch, which needs none"));
+      return absl::FailedPreconditionError(absl::StrCat("predictor 'lowrank': '", model.DisplayName(),
+                                                        "' has no low-rank tensors for layer ", layers.size(),
+                                                        ". Use --predictor=sketch, which needs none"));
     }
     LowRankPredictor::LayerWeights weights;
-    ISOTHERM_ASSIGN_OR_RETURN(weights.a, LoadMatrix(model, layer.predictor->a, MemoryPurpose::kPredictor, device));
-    ISOTHERM_ASSIGN_OR_RETURN(weights.b, LoadMatrix(model, layer.predictor->b, MemoryPurpose::kPredictor, device));
+    ISOTHERM_ASSIGN_OR_RETURN(weights.a,
+                              LoadMatrix(model, layer.predictor->a, MemoryPurpose::kPredictor, device));
+    ISOTHERM_ASSIGN_OR_RETURN(weights.b,
+                              LoadMatrix(model, layer.predictor->b, MemoryPurpose::kPredictor, device));
     if (layer.predictor->bias.present()) {
       ISOTHERM_ASSIGN_OR_RETURN(weights.bias,
                                 LoadVector(model, layer.predictor->bias, MemoryPurpose::kPredictor, device));
@@ -162,8 +168,8 @@ absl::StatusOr<std::unique_ptr<Predictor>> MakeLowRank(const model::Model& model
     max_rank = std::max(max_rank, weights.a.view.rows);
     layers.push_back(std::move(weights));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(Buffer hidden, device.Allocate(options.max_rows * max_rank * sizeof(float),
-                                                           MemoryPurpose::kPredictor));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      Buffer hidden, device.Allocate(options.max_rows * max_rank * sizeof(float), MemoryPurpose::kPredictor));
   return std::make_unique<LowRankPredictor>(std::move(layers), std::move(hidden));
 }
 
@@ -217,8 +223,8 @@ absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const Predicto
   return bytes + options.max_rows * max_rank * static_cast<int64_t>(sizeof(float));
 }
 
-absl::StatusOr<std::unique_ptr<Predictor>> MakePredictor(const model::Model& model, const PredictorOptions& options,
-                                                         Device& device) {
+absl::StatusOr<std::unique_ptr<Predictor>> MakePredictor(const model::Model& model,
+                                                         const PredictorOptions& options, Device& device) {
   switch (options.kind) {
     case PredictorKind::kAll:
       return std::make_unique<AllPredictor>();

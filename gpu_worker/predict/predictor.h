@@ -18,8 +18,8 @@ struct Prediction {
   float* scores = nullptr;
 };
 
-// Tells which neurons of a layer to compute. Enqueues device operators and nothing else, so that a CUDA graph can hold it
-// (but for the remote kind, which is the reason for `capturable`).
+// Tells which neurons of a layer to compute. Enqueues device operators and nothing else, so that a CUDA graph
+// can hold it (but for the remote kind, which is the reason for `capturable`).
 class Predictor {
  public:
   virtual ~Predictor() = default;
@@ -31,8 +31,8 @@ class Predictor {
   virtual bool yields_gate() const { return false; }
   virtual bool capturable() const { return true; }
   // `residual` is the layer's hidden state before the FFN norm, `ffn_input` after it; [rows, hidden] both.
-  virtual void Enqueue(Device& device, int64_t layer, const float* residual, const float* ffn_input, int64_t rows,
-                       const Prediction& out) = 0;
+  virtual void Enqueue(Device& device, int64_t layer, const float* residual, const float* ffn_input,
+                       int64_t rows, const Prediction& out) = 0;
 };
 
 enum class PredictorKind { kAll, kGate, kSketch, kLowRank };
@@ -41,7 +41,8 @@ const char* PredictorKindName(PredictorKind kind);
 
 struct PredictorOptions {
   PredictorKind kind = PredictorKind::kAll;
-  // Added to the threshold below which a neuron is skipped: negative keeps more. Kinds `sketch` and `lowrank`.
+  // Added to the threshold below which a neuron is skipped: negative keeps more. Kinds `sketch` and
+  // `lowrank`.
   float threshold_shift = 0;
   int64_t max_rows = 0;
 };
@@ -49,12 +50,13 @@ struct PredictorOptions {
 // Bytes the kind keeps on the device for this model.
 absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const PredictorOptions& options);
 
-// Builds the predictor's weights on the device from the model file. FailedPrecondition when the model has none of that kind
-// (a dense model, or no low-rank tensors).
-absl::StatusOr<std::unique_ptr<Predictor>> MakePredictor(const model::Model& model, const PredictorOptions& options,
-                                                         Device& device);
+// Builds the predictor's weights on the device from the model file. FailedPrecondition when the model has
+// none of that kind (a dense model, or no low-rank tensors).
+absl::StatusOr<std::unique_ptr<Predictor>> MakePredictor(const model::Model& model,
+                                                         const PredictorOptions& options, Device& device);
 
-// The kind to use when none is named: `lowrank` where the file brings one, `sketch` for other sparse models, else `all`.
+// The kind to use when none is named: `lowrank` where the file brings one, `sketch` for other sparse models,
+// else `all`.
 PredictorKind DefaultPredictorKind(const model::Model& model);
 
 }  // namespace isotherm::gpu_worker

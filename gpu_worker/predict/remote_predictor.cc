@@ -1,9 +1,9 @@
 #include "gpu_worker/predict/remote_predictor.h"
 
+#include <spdlog/spdlog.h>
+
 #include <cstring>
 #include <utility>
-
-#include <spdlog/spdlog.h>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -20,8 +20,8 @@ absl::Status FromGrpc(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
-// One Predict stream. gRPC gives a stream one deadline for its whole life: the stream is renewed well before it, so that the
-// deadline bounds each answer.
+// One Predict stream. gRPC gives a stream one deadline for its whole life: the stream is renewed well before
+// it, so that the deadline bounds each answer.
 class Session {
  public:
   Session(v1::PredictorService::Stub* stub, absl::Duration timeout) {
@@ -105,8 +105,8 @@ class RemotePredictor final : public Predictor {
   absl::Status CopyMasks(const std::string& bytes, int64_t rows, uint64_t* masks) const {
     const int64_t words = neuron::MaskWords(options_.ffn);
     if (static_cast<int64_t>(bytes.size()) != rows * words * 8) {
-      return absl::InvalidArgumentError(absl::StrCat("the predictor sent ", bytes.size(), " mask bytes for ", rows,
-                                                     " rows; expected ", rows * words * 8));
+      return absl::InvalidArgumentError(absl::StrCat("the predictor sent ", bytes.size(), " mask bytes for ",
+                                                     rows, " rows; expected ", rows * words * 8));
     }
     std::memcpy(masks, bytes.data(), bytes.size());
     const int64_t tail = options_.ffn % 64;
@@ -121,8 +121,8 @@ class RemotePredictor final : public Predictor {
   void Lose(const absl::Status& status) {
     failures_.Add();
     if (!lost_) {
-      spdlog::warn("remote predictor '{}' lost, computing every neuron until it is back: {}", description_.name(),
-                   std::string(status.message()));
+      spdlog::warn("remote predictor '{}' lost, computing every neuron until it is back: {}",
+                   description_.name(), std::string(status.message()));
     }
     if (!lost_ || absl::Now() >= retry_at_) retry_at_ = absl::Now() + options_.retry_interval;
     lost_ = true;

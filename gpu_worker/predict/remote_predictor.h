@@ -20,8 +20,9 @@ struct RemotePredictorOptions {
   absl::Duration retry_interval = absl::Seconds(1);
 };
 
-// A predictor behind PredictorService. Lost, late or malformed answers never fail a step: its rows are then computed in full,
-// and exact(), name() and dense() say so ("all (predictor lost)") until the predictor is back.
+// A predictor behind PredictorService. Lost, late or malformed answers never fail a step: its rows are then
+// computed in full, and exact(), name() and dense() say so ("all (predictor lost)") until the predictor is
+// back.
 absl::StatusOr<std::unique_ptr<Predictor>> MakeRemotePredictor(
     std::unique_ptr<worker::v1::PredictorService::Stub> stub, const RemotePredictorOptions& options);
 

@@ -15,7 +15,8 @@
 namespace isotherm::gpu_worker {
 namespace {
 
-// Contexts beyond this are asked for, not assumed: their KV cache would be the larger part of small machines' memory.
+// Contexts beyond this are asked for, not assumed: their KV cache would be the larger part of small machines'
+// memory.
 constexpr int64_t kDefaultContext = 4096;
 constexpr int64_t kDefaultSequences = 16;
 
@@ -36,8 +37,9 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
                                                    " cannot hold one sequence of --ctx ", runner.context));
   }
   if (runner.kv_type == kernels::KvType::kQ8_0 && h.head_dim % 32 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--kv-type=q8_0 needs a head size that is a multiple of 32; this model's is ", h.head_dim, ". Use f16"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-type=q8_0 needs a head size that is a multiple of 32; this model's is ",
+                     h.head_dim, ". Use f16"));
   }
   runner.predictor = options.predictor.value_or(DefaultPredictorKind(model));
   return runner;
@@ -47,10 +49,10 @@ absl::Status CheckMemory(const MemoryPlan& plan, const model::Model& model) {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t available, base::AvailableMemory());
   if (plan.total() <= available) return absl::OkStatus();
   constexpr double kGiB = 1024.0 * 1024 * 1024;
-  return absl::ResourceExhaustedError(
-      absl::StrFormat("'%s' needs %.2f GiB on this worker and %.2f GiB are available. Give it a smaller --vram-budget, "
-                      "--kv-tokens or --ctx, or a machine with more memory",
-                      model.DisplayName(), plan.total() / kGiB, available / kGiB));
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "'%s' needs %.2f GiB on this worker and %.2f GiB are available. Give it a smaller --vram-budget, "
+      "--kv-tokens or --ctx, or a machine with more memory",
+      model.DisplayName(), plan.total() / kGiB, available / kGiB));
 }
 
 }  // namespace
@@ -75,9 +77,9 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_RETURN_IF_ERROR(MakeThePredictor(options, predictor));
   const bool yields_gate = predictor->yields_gate();
   observe::Progress progress("loading " + model_->DisplayName(), h.layers, "layers");
-  ISOTHERM_ASSIGN_OR_RETURN(decoder_, Decoder::Load(*model_, runner_options_, plan_.neurons.placement,
-                                                    std::move(predictor), *device_,
-                                                    [&](int64_t) { progress.Advance(1); }));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      decoder_, Decoder::Load(*model_, runner_options_, plan_.neurons.placement, std::move(predictor),
+                              *device_, [&](int64_t) { progress.Advance(1); }));
   progress.Finish();
   runner_ = std::make_unique<Runner>(h, runner_options_, decoder_.get(), device_.get());
 
@@ -136,7 +138,9 @@ absl::Status Engine::EnsureReady() {
   return EnsureReadyLocked();
 }
 
-absl::Status Engine::EnsureReadyLocked() { return cold_ == nullptr ? absl::OkStatus() : cold_->EnsureConnected(); }
+absl::Status Engine::EnsureReadyLocked() {
+  return cold_ == nullptr ? absl::OkStatus() : cold_->EnsureConnected();
+}
 
 worker::v1::GetRunnerResponse Engine::Describe() const {
   const model::Hyperparameters& h = model_->hyperparameters();

@@ -31,7 +31,8 @@ struct EngineOptions {
   ColdWorkerOptions cold;
 };
 
-// The model on its device with the way to the CPU worker: everything ModelRunnerService speaks of. Thread-safe.
+// The model on its device with the way to the CPU worker: everything ModelRunnerService speaks of.
+// Thread-safe.
 class Engine {
  public:
   // Checks memory, plans, loads and reports progress in the log.
@@ -40,8 +41,8 @@ class Engine {
   // Errors of a lost CPU worker are Unavailable; the same step may be sent again.
   absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request);
 
-  // Opens the exchange if it is needed and not open; cheap when it is. Call now and then, so that a worker that comes back is
-  // found before the next step asks for it.
+  // Opens the exchange if it is needed and not open; cheap when it is. Call now and then, so that a worker
+  // that comes back is found before the next step asks for it.
   absl::Status EnsureReady();
 
   // All but instance id and readiness.

@@ -11,7 +11,8 @@ namespace {
 
 namespace v1 = worker::v1;
 
-// How soon a CPU worker that comes back is noticed without a step asking; four wake-ups a second cost nothing measurable.
+// How soon a CPU worker that comes back is noticed without a step asking; four wake-ups a second cost nothing
+// measurable.
 constexpr absl::Duration kWatchInterval = absl::Milliseconds(250);
 
 // A step that failed for these reasons left nothing behind and may be sent again.

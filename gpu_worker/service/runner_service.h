@@ -14,8 +14,8 @@
 
 namespace isotherm::gpu_worker {
 
-// ModelRunnerService over an engine that loads in the background, with a watcher that keeps the exchange open and tells the
-// process's health. Thread-safe.
+// ModelRunnerService over an engine that loads in the background, with a watcher that keeps the exchange open
+// and tells the process's health. Thread-safe.
 class RunnerService final : public worker::v1::ModelRunnerService::Service {
  public:
   using Loader = std::function<absl::StatusOr<std::unique_ptr<Engine>>()>;
@@ -23,13 +23,15 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
   using HealthListener = std::function<void(bool, const std::string&)>;
 
   // `on_load_failure` is told why when the loader fails; the process then has nothing left to do.
-  RunnerService(Loader loader, HealthListener health, std::function<void(const absl::Status&)> on_load_failure);
+  RunnerService(Loader loader, HealthListener health,
+                std::function<void(const absl::Status&)> on_load_failure);
   ~RunnerService() override;
 
   grpc::Status GetRunner(grpc::ServerContext* context, const worker::v1::GetRunnerRequest* request,
                          worker::v1::GetRunnerResponse* response) override;
-  grpc::Status Step(grpc::ServerContext* context,
-                    grpc::ServerReaderWriter<worker::v1::StepResponse, worker::v1::StepRequest>* stream) override;
+  grpc::Status Step(
+      grpc::ServerContext* context,
+      grpc::ServerReaderWriter<worker::v1::StepResponse, worker::v1::StepRequest>* stream) override;
 
  private:
   void LoadAndWatch(const Loader& loader, const std::function<void(const absl::Status&)>& on_load_failure);

@@ -26,10 +26,10 @@ std::vector<LayerGroup> MakeLayerGroups(int64_t layers) {
     group.end = layers * (g + 1) / count;
     const observe::Labels labels = {{"layers", absl::StrCat(group.begin, "-", group.end - 1)}};
     group.computed_share = Registry::Global().GetGauge(
-        "isotherm_neurons_computed_ratio", "Neurons computed over those a dense model computes, since the start.",
-        labels);
-    group.hot_share = Registry::Global().GetGauge("isotherm_neurons_hot_ratio",
-                                                  "Hot neurons computed over all computed, since the start.", labels);
+        "isotherm_neurons_computed_ratio",
+        "Neurons computed over those a dense model computes, since the start.", labels);
+    group.hot_share = Registry::Global().GetGauge(
+        "isotherm_neurons_hot_ratio", "Hot neurons computed over all computed, since the start.", labels);
     groups.push_back(group);
   }
   return groups;
@@ -39,19 +39,19 @@ struct StepMetrics {
   observe::Counter steps = Registry::Global().GetCounter("isotherm_steps_total", "Steps completed.");
   observe::Histogram seconds = Registry::Global().GetHistogram("isotherm_step_seconds", "Duration of a step.",
                                                                observe::LatencyBuckets());
-  observe::Histogram rows = Registry::Global().GetHistogram(
-      "isotherm_step_rows", "Token rows in a step.", {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024});
-  observe::Counter wait = Registry::Global().GetCounter("isotherm_cpu_worker_wait_seconds_total",
-                                                        "Time steps were blocked waiting for the CPU worker.");
+  observe::Histogram rows = Registry::Global().GetHistogram("isotherm_step_rows", "Token rows in a step.",
+                                                            {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024});
+  observe::Counter wait = Registry::Global().GetCounter(
+      "isotherm_cpu_worker_wait_seconds_total", "Time steps were blocked waiting for the CPU worker.");
   observe::Histogram exchange = Registry::Global().GetHistogram(
       "isotherm_exchange_seconds", "One layer's exchange, from request doorbell to answer.",
       observe::ExchangeBuckets());
   observe::Counter exchange_bytes = Registry::Global().GetCounter(
       "isotherm_exchange_bytes_total", "Bytes exchanged with the CPU worker, both ways.");
-  observe::Counter computed = Registry::Global().GetCounter("isotherm_neurons_computed_total",
-                                                            "Neurons computed, summed over layers and token rows.");
-  observe::Counter active = Registry::Global().GetCounter(
-      "isotherm_neurons_active_total", "Neurons computed whose activation was not zero.");
+  observe::Counter computed = Registry::Global().GetCounter(
+      "isotherm_neurons_computed_total", "Neurons computed, summed over layers and token rows.");
+  observe::Counter active = Registry::Global().GetCounter("isotherm_neurons_active_total",
+                                                          "Neurons computed whose activation was not zero.");
 };
 
 StepMetrics& Metrics() {
@@ -107,7 +107,8 @@ void RecordStep(const worker::v1::StepRequest& request, const worker::v1::StepSt
 
 void RecordStepFailure(absl::StatusCode code) {
   Registry::Global()
-      .GetCounter("isotherm_step_failures_total", "Steps that failed.", {{"code", absl::StatusCodeToString(code)}})
+      .GetCounter("isotherm_step_failures_total", "Steps that failed.",
+                  {{"code", absl::StatusCodeToString(code)}})
       .Add();
 }
 

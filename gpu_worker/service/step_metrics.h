@@ -5,8 +5,8 @@
 #include "gpu_worker/graph/runner.h"
 #include "isotherm/worker/v1/model_runner.pb.h"
 
-// The GPU worker's Prometheus series. Layers are reported in at most four groups, so that their number does not grow with
-// the model.
+// The GPU worker's Prometheus series. Layers are reported in at most four groups, so that their number does
+// not grow with the model.
 namespace isotherm::gpu_worker {
 
 void RecordPlan(const MemoryPlan& plan, const model::Hyperparameters& hyperparameters);

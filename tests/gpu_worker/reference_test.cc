@@ -1,4 +1,5 @@
-// Logits of whole models against `transformers`: every fixture of tests/reference, row by row, in decode and in prefill.
+// Logits of whole models against `transformers`: every fixture of tests/reference, row by row, in decode and
+// in prefill.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -34,7 +35,8 @@ Expected ReadExpected(const std::string& path) {
   expected.tokens.resize(count);
   file.read(reinterpret_cast<char*>(expected.tokens.data()), 4 * count);
   expected.logits.assign(count, std::vector<float>(vocabulary));
-  for (std::vector<float>& row : expected.logits) file.read(reinterpret_cast<char*>(row.data()), 4 * vocabulary);
+  for (std::vector<float>& row : expected.logits)
+    file.read(reinterpret_cast<char*>(row.data()), 4 * vocabulary);
   EXPECT_TRUE(file.good()) << path;
   return expected;
 }
@@ -76,9 +78,10 @@ class ReferenceTest : public ::testing::TestWithParam<Fixture> {
                                     (GetParam().predicted ? ".predicted.bin" : ".expected.bin")));
   }
 
-  // What the logits may differ by, relative. The reference has the dequantised weights, so that the type matters only where
-  // this side rounds again: ffn_down of a quantised file, transposed and requantised to Q8_0. Each layer's FFN output then has
-  // that error, independent from layer to layer; kGrowth allows for what later layers make of it.
+  // What the logits may differ by, relative. The reference has the dequantised weights, so that the type
+  // matters only where this side rounds again: ffn_down of a quantised file, transposed and requantised to
+  // Q8_0. Each layer's FFN output then has that error, independent from layer to layer; kGrowth allows for
+  // what later layers make of it.
   static double Tolerance(const model::Model& model) {
     constexpr double kF32 = 1e-4;
     constexpr double kGrowth = 2;
@@ -128,7 +131,8 @@ TEST_P(ReferenceTest, PrefillInChunksMatchesTransformers) {
         {harness->Slice(3, static_cast<int64_t>(position), tokens, v1::STEP_OUTPUT_LAST_LOGITS)});
     ASSERT_TRUE(success.ok()) << success.status();
     position = end;
-    EXPECT_LT(RelativeError(ParseLogits(success->outputs(0).logits()), expected.logits[position - 1]), tolerance)
+    EXPECT_LT(RelativeError(ParseLogits(success->outputs(0).logits()), expected.logits[position - 1]),
+              tolerance)
         << "after row " << position - 1;
   }
 }
@@ -153,17 +157,18 @@ TEST_P(ReferenceTest, CompressedKvCacheStaysClose) {
 
 INSTANTIATE_TEST_SUITE_P(
     Models, ReferenceTest,
-    ::testing::Values(Fixture{"mha-relu-f32", PredictorKind::kAll}, Fixture{"mha-relu-f32", PredictorKind::kGate},
-                      Fixture{"gqa-silu-f32", PredictorKind::kAll}, Fixture{"gqa-relu-f16", PredictorKind::kGate},
-                      Fixture{"mha-silu-f16", PredictorKind::kAll}, Fixture{"mha-relu-q8_0", PredictorKind::kGate},
-                      Fixture{"gqa-silu-q8_0", PredictorKind::kAll}, Fixture{"gqa-relu-q4_0", PredictorKind::kAll},
-                      Fixture{"gqa-relu-q4_0", PredictorKind::kGate}, Fixture{"mha-silu-q4_0", PredictorKind::kAll},
-                      Fixture{"rope-base-f32", PredictorKind::kGate}, Fixture{"rope-linear-f32", PredictorKind::kAll},
-                      Fixture{"tied-relu-q8_0", PredictorKind::kGate},
-                      Fixture{"powerinfer-relu-q8_0", PredictorKind::kGate},
-                      Fixture{"powerinfer-relu-q8_0", PredictorKind::kLowRank, true},
-                      Fixture{"powerinfer-rank48-f32", PredictorKind::kAll},
-                      Fixture{"powerinfer-rank48-f32", PredictorKind::kLowRank, true}));
+    ::testing::Values(
+        Fixture{"mha-relu-f32", PredictorKind::kAll}, Fixture{"mha-relu-f32", PredictorKind::kGate},
+        Fixture{"gqa-silu-f32", PredictorKind::kAll}, Fixture{"gqa-relu-f16", PredictorKind::kGate},
+        Fixture{"mha-silu-f16", PredictorKind::kAll}, Fixture{"mha-relu-q8_0", PredictorKind::kGate},
+        Fixture{"gqa-silu-q8_0", PredictorKind::kAll}, Fixture{"gqa-relu-q4_0", PredictorKind::kAll},
+        Fixture{"gqa-relu-q4_0", PredictorKind::kGate}, Fixture{"mha-silu-q4_0", PredictorKind::kAll},
+        Fixture{"rope-base-f32", PredictorKind::kGate}, Fixture{"rope-linear-f32", PredictorKind::kAll},
+        Fixture{"tied-relu-q8_0", PredictorKind::kGate},
+        Fixture{"powerinfer-relu-q8_0", PredictorKind::kGate},
+        Fixture{"powerinfer-relu-q8_0", PredictorKind::kLowRank, true},
+        Fixture{"powerinfer-rank48-f32", PredictorKind::kAll},
+        Fixture{"powerinfer-rank48-f32", PredictorKind::kLowRank, true}));
 
 }  // namespace
 }  // namespace isotherm::gpu_worker

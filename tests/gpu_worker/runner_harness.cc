@@ -23,8 +23,9 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
   runner.predictor = options.predictor;
   harness->device_ = std::make_unique<HostDevice>(HostDeviceOptions{.threads = options.threads});
   ISOTHERM_ASSIGN_OR_RETURN(
-      auto predictor, MakePredictor(*harness->model_, {options.predictor, options.threshold_shift, runner.max_rows()},
-                                    *harness->device_));
+      auto predictor,
+      MakePredictor(*harness->model_, {options.predictor, options.threshold_shift, runner.max_rows()},
+                    *harness->device_));
   ISOTHERM_ASSIGN_OR_RETURN(harness->decoder_,
                             Decoder::Load(*harness->model_, runner, neuron::AllHot(h.layers, h.ffn),
                                           std::move(predictor), *harness->device_, [](int64_t) {}));
@@ -32,8 +33,8 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
   return harness;
 }
 
-v1::SequenceSlice RunnerHarness::Slice(uint64_t sequence, int64_t position, const std::vector<uint32_t>& tokens,
-                                       v1::StepOutput output) const {
+v1::SequenceSlice RunnerHarness::Slice(uint64_t sequence, int64_t position,
+                                       const std::vector<uint32_t>& tokens, v1::StepOutput output) const {
   v1::SequenceSlice slice;
   slice.set_sequence_id(sequence);
   slice.set_position(static_cast<uint32_t>(position));
@@ -56,12 +57,13 @@ absl::StatusOr<v1::StepSuccess> RunnerHarness::Run(const std::vector<v1::Sequenc
   return runner_->Run(request);
 }
 
-absl::StatusOr<std::vector<std::vector<float>>> RunnerHarness::DecodeAll(uint64_t sequence,
-                                                                         const std::vector<uint32_t>& tokens) {
+absl::StatusOr<std::vector<std::vector<float>>> RunnerHarness::DecodeAll(
+    uint64_t sequence, const std::vector<uint32_t>& tokens) {
   std::vector<std::vector<float>> logits;
   for (size_t i = 0; i < tokens.size(); ++i) {
-    ISOTHERM_ASSIGN_OR_RETURN(const v1::StepSuccess success,
-                              Run({Slice(sequence, static_cast<int64_t>(i), {tokens[i]}, v1::STEP_OUTPUT_LAST_LOGITS)}));
+    ISOTHERM_ASSIGN_OR_RETURN(
+        const v1::StepSuccess success,
+        Run({Slice(sequence, static_cast<int64_t>(i), {tokens[i]}, v1::STEP_OUTPUT_LAST_LOGITS)}));
     logits.push_back(ParseLogits(success.outputs(0).logits()));
   }
   return logits;

@@ -31,7 +31,8 @@ class RunnerHarness {
                                   worker::v1::StepOutput output) const;
   absl::StatusOr<worker::v1::StepSuccess> Run(const std::vector<worker::v1::SequenceSlice>& slices);
   // Logits after tokens[i], for every i, each from a decode step of its own.
-  absl::StatusOr<std::vector<std::vector<float>>> DecodeAll(uint64_t sequence, const std::vector<uint32_t>& tokens);
+  absl::StatusOr<std::vector<std::vector<float>>> DecodeAll(uint64_t sequence,
+                                                            const std::vector<uint32_t>& tokens);
 
   const model::Model& model() const { return *model_; }
   Runner& runner() { return *runner_; }

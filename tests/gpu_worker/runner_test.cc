@@ -1,5 +1,3 @@
-#include "tests/gpu_worker/runner_harness.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -7,6 +5,7 @@
 #include <limits>
 
 #include "tests/gguf/tiny_llama.h"
+#include "tests/gpu_worker/runner_harness.h"
 
 namespace isotherm::gpu_worker {
 namespace {
@@ -14,8 +13,10 @@ namespace {
 namespace v1 = worker::v1;
 using ::testing::HasSubstr;
 
-std::unique_ptr<RunnerHarness> MakeHarness(const testing::TinyLlamaOptions& tiny, const HarnessOptions& options) {
-  static std::vector<testing::Bytes>* kept = new std::vector<testing::Bytes>();  // the model refers to its bytes
+std::unique_ptr<RunnerHarness> MakeHarness(const testing::TinyLlamaOptions& tiny,
+                                           const HarnessOptions& options) {
+  static std::vector<testing::Bytes>* kept =
+      new std::vector<testing::Bytes>();  // the model refers to its bytes
   kept->push_back(testing::TinyLlama(tiny));
   auto file = gguf::File::Parse(kept->back(), "tiny.gguf");
   EXPECT_TRUE(file.ok()) << file.status();
@@ -50,8 +51,7 @@ TEST(RunnerTest, ARowsLogitsDoNotDependOnItsCompany) {
     for (int64_t position = 0; position < 5; ++position) {
       std::vector<v1::SequenceSlice> slices;
       for (int s = 0; s < kSequences; ++s) {
-        slices.push_back(
-            together->Slice(s, position, {Tokens(5, s)[position]}, v1::STEP_OUTPUT_LAST_LOGITS));
+        slices.push_back(together->Slice(s, position, {Tokens(5, s)[position]}, v1::STEP_OUTPUT_LAST_LOGITS));
       }
       const auto success = together->Run(slices);
       ASSERT_TRUE(success.ok()) << success.status();
@@ -77,7 +77,8 @@ TEST(RunnerTest, ScoresEqualTheLogSoftmaxOfTheLogits) {
   for (int i = 0; i < 9; ++i) {
     double sum = 0;
     for (float logit : (*logits)[i]) sum += std::exp(double{logit});
-    EXPECT_NEAR(success->outputs(0).log_probabilities(i), (*logits)[i][slice.targets(i)] - std::log(sum), 1e-3);
+    EXPECT_NEAR(success->outputs(0).log_probabilities(i), (*logits)[i][slice.targets(i)] - std::log(sum),
+                1e-3);
   }
 }
 
@@ -167,8 +168,10 @@ TEST(RunnerTest, AbsurdFieldsAreErrorsThatNameThem) {
   EXPECT_EQ(harness->Run({}).status().code(), absl::StatusCode::kInvalidArgument);
   const std::vector<v1::SequenceSlice> crowd(33, harness->Slice(0, 0, {5}, v1::STEP_OUTPUT_NONE));
   EXPECT_THAT(std::string(harness->Run(crowd).status().message()), HasSubstr("33 decode rows"));
-  EXPECT_THAT(std::string(harness->Run({harness->Slice(0, 0, Tokens(65, 1), v1::STEP_OUTPUT_NONE)}).status().message()),
-              HasSubstr("65 prefill rows"));
+  EXPECT_THAT(
+      std::string(
+          harness->Run({harness->Slice(0, 0, Tokens(65, 1), v1::STEP_OUTPUT_NONE)}).status().message()),
+      HasSubstr("65 prefill rows"));
 }
 
 }  // namespace

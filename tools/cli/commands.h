@@ -1,11 +1,11 @@
 #ifndef ISOTHERM_TOOLS_CLI_COMMANDS_H_
 #define ISOTHERM_TOOLS_CLI_COMMANDS_H_
 
+#include <grpcpp/grpcpp.h>
+
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <grpcpp/grpcpp.h>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -30,8 +30,8 @@ base::FlagGroup ServerFlags();
 // A channel to --address, connected within --wait. Unavailable says what to start.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToServer();
 
-// The single argument, or standard input to its end where there is none or it is "-". A trailing newline of standard input is
-// dropped.
+// The single argument, or standard input to its end where there is none or it is "-". A trailing newline of
+// standard input is dropped.
 absl::StatusOr<std::string> ReadText(const std::vector<std::string>& arguments);
 
 }  // namespace isotherm::cli

@@ -1,6 +1,5 @@
-#include <sys/socket.h>
-
 #include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -53,8 +52,8 @@ void CheckCpu(Report& report) {
     report.Bad("CPU", "no AVX2: the kernels need it");
     return;
   }
-  report.Good("CPU", absl::StrCat(base::PhysicalCores(), " cores, kernels run on ", targets.front(), " (also ",
-                                  absl::StrJoin(targets.begin() + 1, targets.end(), ", "), ")"));
+  report.Good("CPU", absl::StrCat(base::PhysicalCores(), " cores, kernels run on ", targets.front(),
+                                  " (also ", absl::StrJoin(targets.begin() + 1, targets.end(), ", "), ")"));
 }
 
 void CheckMemory(Report& report) {
@@ -67,12 +66,14 @@ void CheckShm(Report& report) {
   const std::string directory = absl::GetFlag(FLAGS_shm_directory);
   const absl::StatusOr<int64_t> space = base::FreeSpace(directory);
   if (!space.ok()) {
-    return report.Bad("shared memory", absl::StrCat(space.status().message(),
-                                                    "; the exchange would fall back to the inline transport"));
+    return report.Bad(
+        "shared memory",
+        absl::StrCat(space.status().message(), "; the exchange would fall back to the inline transport"));
   }
   const std::string finding = absl::StrFormat("%s has %.2f GiB free", directory, *space / kGiB);
   if (*space < kComfortableShm) {
-    return report.Bad("shared memory", finding + "; containers: raise shm_size or mount a tmpfs and use --shm-directory");
+    return report.Bad("shared memory",
+                      finding + "; containers: raise shm_size or mount a tmpfs and use --shm-directory");
   }
   report.Good("shared memory", finding);
 }
@@ -83,7 +84,8 @@ void CheckLockedMemory(Report& report) {
     return report.Good("locked memory", "unlimited");
   }
   report.Note("locked memory",
-              absl::StrFormat("%.2f GiB (ulimit -l); only a GPU that registers the bundles needs more", limit / kGiB));
+              absl::StrFormat("%.2f GiB (ulimit -l); only a GPU that registers the bundles needs more",
+                              limit / kGiB));
 }
 
 void CheckPort(Report& report, const std::string& port) {
@@ -97,7 +99,8 @@ void CheckPort(Report& report, const std::string& port) {
   if (bind(socket_fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
     return report.Good("port " + port, "free");
   }
-  report.Note("port " + port, absl::StrCat("not free (", std::strerror(errno), "): a running Isotherm, or something else"));
+  report.Note("port " + port,
+              absl::StrCat("not free (", std::strerror(errno), "): a running Isotherm, or something else"));
 }
 
 void CheckGpu(Report& report) {
@@ -127,8 +130,10 @@ absl::Status Run(const std::vector<std::string>&) {
 Command DoctorCommand() {
   base::Program program;
   program.name = "isotherm doctor";
-  program.summary = "Checks what Isotherm needs of this machine: instruction sets, memory, shared-memory space, locked-memory\n"
-                    "limit, ports and GPU. Exit code 1 if something would keep it from working.";
+  program.summary =
+      "Checks what Isotherm needs of this machine: instruction sets, memory, shared-memory space, "
+      "locked-memory\n"
+      "limit, ports and GPU. Exit code 1 if something would keep it from working.";
   program.examples = "isotherm doctor\nisotherm doctor --shm-directory=/run/isotherm";
   program.groups = {{"Checks", {"shm_directory", "ports"}}};
   return {program, Run};

@@ -15,9 +15,11 @@
 #include "tools/cli/commands.h"
 
 ABSL_FLAG(uint32_t, max_tokens, 256, "Most tokens to generate; 0 for as many as the context holds.");
-ABSL_FLAG(float, temperature, std::numeric_limits<float>::quiet_NaN(), "0 is greedy. Unset: the server's default.");
+ABSL_FLAG(float, temperature, std::numeric_limits<float>::quiet_NaN(),
+          "0 is greedy. Unset: the server's default.");
 ABSL_FLAG(int64_t, top_k, -1, "Keep the k most probable tokens; 0 keeps all. -1: the server's default.");
-ABSL_FLAG(float, top_p, std::numeric_limits<float>::quiet_NaN(), "Nucleus probability. Unset: the server's default.");
+ABSL_FLAG(float, top_p, std::numeric_limits<float>::quiet_NaN(),
+          "Nucleus probability. Unset: the server's default.");
 ABSL_FLAG(float, min_p, std::numeric_limits<float>::quiet_NaN(),
           "Drop tokens less probable than this share of the best. Unset: the server's default.");
 ABSL_FLAG(float, repetition_penalty, std::numeric_limits<float>::quiet_NaN(),
@@ -70,10 +72,12 @@ void PrintStatistics(const v1::GenerateComplete& complete) {
   const double prefill = Seconds(timings.prefill());
   const double decode = Seconds(timings.decode());
   // The first token comes out of prefill.
-  const uint32_t decoded = complete.usage().completion_tokens() - (complete.usage().completion_tokens() > 0 ? 1 : 0);
+  const uint32_t decoded =
+      complete.usage().completion_tokens() - (complete.usage().completion_tokens() > 0 ? 1 : 0);
   std::cerr << absl::StrFormat("\nqueue     %.3f s\n", Seconds(timings.queue()))
-            << absl::StrFormat("prefill   %d tokens in %.3f s, %.1f tokens/s\n", complete.usage().prompt_tokens(),
-                               prefill, prefill > 0 ? complete.usage().prompt_tokens() / prefill : 0.0)
+            << absl::StrFormat("prefill   %d tokens in %.3f s, %.1f tokens/s\n",
+                               complete.usage().prompt_tokens(), prefill,
+                               prefill > 0 ? complete.usage().prompt_tokens() / prefill : 0.0)
             << absl::StrFormat("decode    %d tokens in %.3f s, %.1f tokens/s\n", decoded, decode,
                                decode > 0 ? decoded / decode : 0.0)
             << absl::StrFormat("neurons   %.1f %% computed, %.1f %% of those hot, %d by the CPU worker\n",
@@ -84,7 +88,8 @@ void PrintStatistics(const v1::GenerateComplete& complete) {
                                execution.predictor())
             << absl::StrFormat("exchange  %d over %s, median %.0f us; %.3f s waiting for the CPU worker\n",
                                execution.exchanges(), execution.transport(),
-                               1e6 * Seconds(execution.exchange_latency()), Seconds(timings.cpu_worker_wait()))
+                               1e6 * Seconds(execution.exchange_latency()),
+                               Seconds(timings.cpu_worker_wait()))
             << absl::StrFormat("finish    %s, seed %d\n",
                                Enumerator(v1::FinishReason_Name(complete.finish_reason()), "FINISH_REASON_"),
                                complete.seed());
@@ -114,7 +119,8 @@ absl::Status Run(const std::vector<std::string>& arguments) {
   if (absl::GetFlag(FLAGS_statistics)) PrintStatistics(*complete);
   if (absl::GetFlag(FLAGS_require_cold) && complete->execution().cold_neurons_computed() == 0) {
     return absl::FailedPreconditionError(
-        "the CPU worker computed no neuron: every neuron is hot. Start gpu_worker with a smaller --vram-budget");
+        "the CPU worker computed no neuron: every neuron is hot. Start gpu_worker with a smaller "
+        "--vram-budget");
   }
   return absl::OkStatus();
 }
@@ -124,8 +130,9 @@ absl::Status Run(const std::vector<std::string>& arguments) {
 Command GenerateCommand() {
   base::Program program;
   program.name = "isotherm generate";
-  program.summary = "Streams a continuation of a prompt to standard output, then says what happened on standard error.\n"
-                    "The prompt is the argument, or standard input.";
+  program.summary =
+      "Streams a continuation of a prompt to standard output, then says what happened on standard error.\n"
+      "The prompt is the argument, or standard input.";
   program.arguments = "[PROMPT]";
   program.examples =
       "isotherm generate \"Once upon a time\"                      # sampled with the server's defaults\n"

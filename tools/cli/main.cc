@@ -1,10 +1,11 @@
+#include "common/rpc/main.h"
+
 #include <iostream>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/command_line.h"
-#include "common/rpc/server.h"
 #include "tools/cli/commands.h"
 
 namespace isotherm::cli {
@@ -15,15 +16,19 @@ std::vector<Command> Commands() {
 }
 
 // "isotherm generate" without "isotherm ".
-std::string ShortName(const Command& command) { return command.program.name.substr(command.program.name.find(' ') + 1); }
+std::string ShortName(const Command& command) {
+  return command.program.name.substr(command.program.name.find(' ') + 1);
+}
 
 std::string Overview() {
   std::string text =
       "isotherm: talk to an Isotherm server, look into model files, check this machine.\n\n"
       "Usage: isotherm COMMAND [flags] [arguments]\n\nCommands:\n";
   for (const Command& command : Commands()) {
-    const std::string summary = command.program.summary.substr(0, command.program.summary.find_first_of(".\n") + 1);
-    absl::StrAppend(&text, "  ", ShortName(command), std::string(12 - ShortName(command).size(), ' '), summary, "\n");
+    const std::string summary =
+        command.program.summary.substr(0, command.program.summary.find_first_of(".\n") + 1);
+    absl::StrAppend(&text, "  ", ShortName(command), std::string(12 - ShortName(command).size(), ' '),
+                    summary, "\n");
   }
   absl::StrAppend(&text, "\n'isotherm COMMAND --help' teaches each. Start with:\n",
                   "  make run                                  # a server with the demo model, and a story\n",
@@ -51,7 +56,8 @@ int Run(int argc, char** argv) {
     }
     return rpc::ExitCode(command.run(parsed->arguments));
   }
-  return rpc::ExitCode(base::UsageError(absl::StrCat("unknown command '", name, "'; 'isotherm --help' lists them")));
+  return rpc::ExitCode(
+      base::UsageError(absl::StrCat("unknown command '", name, "'; 'isotherm --help' lists them")));
 }
 
 }  // namespace

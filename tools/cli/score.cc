@@ -6,15 +6,16 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
-#include "common/rpc/server.h"
 #include "common/observe/log.h"
+#include "common/rpc/server.h"
 #include "isotherm/v1/inference.grpc.pb.h"
 #include "isotherm/v1/model.grpc.pb.h"
 #include "tools/cli/commands.h"
 
 ABSL_FLAG(bool, each, false, "Print the log-probability of every token.");
 ABSL_FLAG(uint32_t, window, 0,
-          "Score a long text in windows of this many tokens, each beginning with the beginning-of-sequence token; 0: the "
+          "Score a long text in windows of this many tokens, each beginning with the beginning-of-sequence "
+          "token; 0: the "
           "model's context length.");
 ABSL_FLAG(uint32_t, max_windows, 0, "Stop after this many windows; 0 for all.");
 
@@ -46,7 +47,8 @@ absl::StatusOr<std::vector<uint32_t>> Tokenize(v1::InferenceService::Stub& stub,
   return std::vector<uint32_t>(response.tokens().begin(), response.tokens().end());
 }
 
-absl::Status ScoreWindow(v1::InferenceService::Stub& stub, const std::vector<uint32_t>& window, Total& total) {
+absl::Status ScoreWindow(v1::InferenceService::Stub& stub, const std::vector<uint32_t>& window,
+                         Total& total) {
   v1::ScoreRequest request;
   request.mutable_tokens()->mutable_ids()->Add(window.begin(), window.end());
   v1::ScoreResponse response;
@@ -77,7 +79,8 @@ absl::Status Run(const std::vector<std::string>& arguments) {
   observe::Progress progress("scoring", static_cast<int64_t>(tokens.size()), "tokens");
   Total total;
   uint32_t windows = 0;
-  for (size_t begin = 0; begin < tokens.size() && (limit == 0 || windows < limit); begin += stride, ++windows) {
+  for (size_t begin = 0; begin < tokens.size() && (limit == 0 || windows < limit);
+       begin += stride, ++windows) {
     const size_t end = std::min(tokens.size(), begin + stride);
     std::vector<uint32_t> ids = bos;
     ids.insert(ids.end(), tokens.begin() + begin, tokens.begin() + end);
@@ -88,8 +91,9 @@ absl::Status Run(const std::vector<std::string>& arguments) {
   progress.Finish();
   if (total.tokens == 0) return base::UsageError("the text has no token to score");
   const double nats = -total.log_probability / static_cast<double>(total.tokens);
-  std::cout << absl::StrFormat("tokens %d, windows %d of %d, log-probability %.4f, nats/token %.5f, perplexity %.4f\n",
-                               total.tokens, windows, window, total.log_probability, nats, std::exp(nats));
+  std::cout << absl::StrFormat(
+      "tokens %d, windows %d of %d, log-probability %.4f, nats/token %.5f, perplexity %.4f\n", total.tokens,
+      windows, window, total.log_probability, nats, std::exp(nats));
   return absl::OkStatus();
 }
 
@@ -99,11 +103,13 @@ Command ScoreCommand() {
   base::Program program;
   program.name = "isotherm score";
   program.summary =
-      "Log-probabilities of a text under the served model, and its perplexity. The text is the argument, or standard\n"
+      "Log-probabilities of a text under the served model, and its perplexity. The text is the argument, or "
+      "standard\n"
       "input; long texts are cut into windows that are scored one by one.";
   program.arguments = "[TEXT]";
-  program.examples = "isotherm score \"Once upon a time there was a king.\" --each\n"
-                     "isotherm score --window=512 < valid.txt";
+  program.examples =
+      "isotherm score \"Once upon a time there was a king.\" --each\n"
+      "isotherm score --window=512 < valid.txt";
   program.groups = {ServerFlags(), {"Scoring", {"window", "max_windows", "each"}}};
   return {program, Run};
 }

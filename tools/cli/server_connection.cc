@@ -19,7 +19,8 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToServer() {
   std::shared_ptr<grpc::Channel> channel = rpc::MakeChannel(address);
   const absl::Duration wait = absl::GetFlag(FLAGS_wait);
   if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + wait))) {
-    return absl::UnavailableError(absl::StrCat("no gateway answers at ", address, " within ", absl::FormatDuration(wait),
+    return absl::UnavailableError(absl::StrCat("no gateway answers at ", address, " within ",
+                                               absl::FormatDuration(wait),
                                                ". Start one (make run shows how) or name it with --address"));
   }
   return channel;

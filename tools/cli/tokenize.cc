@@ -52,7 +52,8 @@ absl::Status Run(const std::vector<std::string>& arguments) {
 Command TokenizeCommand() {
   base::Program program;
   program.name = "isotherm tokenize";
-  program.summary = "Shows the tokens of a text, one a line: id and text. The text is the argument, or standard input.";
+  program.summary =
+      "Shows the tokens of a text, one a line: id and text. The text is the argument, or standard input.";
   program.arguments = "[TEXT]";
   program.examples = "isotherm tokenize \"The king said\"";
   program.groups = {ServerFlags(), {"Tokens", {"parse_special", "ids_only"}}};

@@ -1,4 +1,4 @@
-#include "gpu_worker/graph/matrix.h"
+#include "gpu_worker/device/matrix.h"
 
 #include <cstring>
 
@@ -8,7 +8,8 @@
 namespace isotherm::gpu_worker {
 namespace {
 
-// Rows handed to a loader thread at a time; small enough to balance, large enough that the ticket does not matter.
+// Rows handed to a loader thread at a time; small enough to balance, large enough that the ticket does not
+// matter.
 constexpr int64_t kRowsPerTask = 64;
 // Matrices are written in pieces of this size so that a device with a staging buffer needs a bounded one.
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
@@ -67,8 +68,8 @@ absl::StatusOr<DeviceMatrix> LoadMatrix(const model::Model& model, const model::
   return matrix;
 }
 
-absl::StatusOr<Buffer> LoadVector(const model::Model& model, const model::TensorRef& tensor, MemoryPurpose purpose,
-                                  Device& device) {
+absl::StatusOr<Buffer> LoadVector(const model::Model& model, const model::TensorRef& tensor,
+                                  MemoryPurpose purpose, Device& device) {
   ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(tensor.info->type));
   const int64_t bytes = tensor.columns * static_cast<int64_t>(sizeof(float));
   ISOTHERM_ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(bytes, purpose));

@@ -1,5 +1,5 @@
-#ifndef ISOTHERM_GPU_WORKER_GRAPH_MATRIX_H_
-#define ISOTHERM_GPU_WORKER_GRAPH_MATRIX_H_
+#ifndef ISOTHERM_GPU_WORKER_DEVICE_MATRIX_H_
+#define ISOTHERM_GPU_WORKER_DEVICE_MATRIX_H_
 
 #include <cstdint>
 #include <functional>
@@ -23,9 +23,9 @@ int64_t DeviceMatrixBytes(const model::TensorRef& tensor);
 absl::StatusOr<DeviceMatrix> LoadMatrix(const model::Model& model, const model::TensorRef& tensor,
                                         MemoryPurpose purpose, Device& device);
 // A vector as F32.
-absl::StatusOr<Buffer> LoadVector(const model::Model& model, const model::TensorRef& tensor, MemoryPurpose purpose,
-                                  Device& device);
+absl::StatusOr<Buffer> LoadVector(const model::Model& model, const model::TensorRef& tensor,
+                                  MemoryPurpose purpose, Device& device);
 
 }  // namespace isotherm::gpu_worker
 
-#endif  // ISOTHERM_GPU_WORKER_GRAPH_MATRIX_H_
+#endif  // ISOTHERM_GPU_WORKER_DEVICE_MATRIX_H_
