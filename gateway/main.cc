@@ -53,7 +53,7 @@ base::Program Description() {
       .arguments = "",
       .examples =
           "# Serve the model that the GPU worker at its default address serves\n"
-          "gateway --model models/tales/tales.gguf\n"
+          "gateway --model models/tales/tales-q8_0.gguf\n"
           "# Local clients over a socket, others over the network, and a longer queue\n"
           "gateway --model tales.gguf --worker unix:/run/isotherm/gpu.sock \\\n"
           "        --listen unix:/run/isotherm/gateway.sock,0.0.0.0:7070 --max-queue 1000",
