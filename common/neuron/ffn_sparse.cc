@@ -6,10 +6,12 @@
 namespace isotherm::neuron::internal {
 namespace {
 
-// Asks for the start of a row that will be read soon; the processor's own prefetcher follows once the row is
-// being streamed.
-void PrefetchRow(const uint8_t* row) {
-  constexpr int64_t kBytes = 1024;
+// Asks for the start of a row that is read next, while another is being computed with; the processor's own
+// prefetcher follows once the row streams. Measured on Sapphire Rapids with 2 threads at hidden 2048 in F16:
+// 512 bytes give 26 GB/s dense and 20 GB/s at 10 % active, none 22 and 17, whole rows 20 and 17 (they crowd
+// out the reads in progress).
+void PrefetchHead(const uint8_t* row) {
+  constexpr int64_t kBytes = 512;
   for (int64_t offset = 0; offset < kBytes; offset += 64) __builtin_prefetch(row + offset);
 }
 
@@ -18,21 +20,30 @@ class SparseWalk {
  public:
   SparseWalk(const Job& job, Partial* partial) : job_(job), layout_(*job.view->layout), partial_(partial) {}
 
-  void Visit(int64_t k) {
+  // `next` is the first row that the next visit reads.
+  void Visit(int64_t k, const uint8_t* next) {
     const int64_t neuron = job_.Neuron(k);
     const uint8_t* bundle = job_.Bundle(k);
     FindRows(neuron);
+    PrefetchHead(MostlyActive() ? layout_.Up(bundle) : next);
     partial_->statistics.computed += count_;
     Gates(neuron, bundle);
     if (!KeepActive()) return;
+    PrefetchHead(layout_.Down(bundle));
     std::array<float, kSparseRows> up;
     Dots(job_.up, layout_.Up(bundle), up.data());
+    PrefetchHead(next);
     for (int64_t i = 0; i < count_; ++i) {
       job_.down.axpy(layout_.Down(bundle), value_[i] * up[i], Accumulator(rows_[i]), job_.hidden);
     }
   }
 
  private:
+  // After a good predictor most neurons fire; where every gate is computed few do.
+  bool MostlyActive() const {
+    return job_.request->dense || 2 * partial_->statistics.active >= partial_->statistics.computed;
+  }
+
   void FindRows(int64_t neuron) {
     count_ = 0;
     for (int64_t row = 0; row < job_.rows; ++row) {
@@ -111,8 +122,7 @@ void ComputeSparse(const Job& job, int64_t begin, int64_t end, int32_t* wanted, 
   const int64_t first_read = job.request->gate_values == nullptr ? 0 : layout.up_offset;
   SparseWalk walk(job, partial);
   for (int64_t i = 0; i < count; ++i) {
-    if (i + 1 < count) PrefetchRow(job.Bundle(wanted[i + 1]) + first_read);
-    walk.Visit(wanted[i]);
+    walk.Visit(wanted[i], job.Bundle(wanted[std::min(i + 1, count - 1)]) + first_read);
   }
 }
 
