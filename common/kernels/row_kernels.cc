@@ -24,6 +24,13 @@ inline constexpr int kSums = 4;
 // multiply-adds (4 cycles, 2 a cycle).
 inline constexpr int kTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 
+inline constexpr int64_t kLineBytes = 64;
+
+// The first level would lose lines it needs.
+HWY_INLINE void PrefetchToSecondLevel(const uint8_t* line) {
+  _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
+}
+
 // One step: 4 * LanesF() columns of the group from `column` on, of which the first `columns` count where
 // kPartial. `x` is that of the group.
 template <bool kPartial, class Decoder, int kRows, int kVectors>
@@ -50,11 +57,13 @@ HWY_INLINE void Step(const Decoder (&decoders)[kRows], const float* x, int64_t l
   }
 }
 
-// y[v * ldy + r] = rows[r] . x[v] for one tile.
+// y[v * ldy + r] = rows[r] . x[v] for one tile. Meanwhile asks for as many bytes from `ahead` on, unless the
+// tile is a single product, which knows of nothing that follows.
 template <WeightType kType, int kRows, int kVectors>
 void MultiplyTile(const uint8_t* rows, int64_t stride, const float* x, int64_t ldx, int64_t n, float* y,
-                  int64_t ldy) {
+                  int64_t ldy, const uint8_t* ahead) {
   constexpr int64_t kStep = kSums * LanesF();
+  constexpr int64_t kAheadBytes = kRows * kVectors == 1 ? 0 : kRows * RowDecoder<kType>::AheadBytes(kStep);
   const DF d;
   RowDecoder<kType> decoders[kRows];
   VF sums[kRows][kVectors][kSums];
@@ -72,8 +81,11 @@ void MultiplyTile(const uint8_t* rows, int64_t stride, const float* x, int64_t l
     HWY_UNROLL(4)
     for (int r = 0; r < kRows; ++r) decoders[r].Enter(begin, begin + count);
     int64_t column = 0;
-    for (; column + kStep <= count; column += kStep)
+    for (; column + kStep <= count; column += kStep) {
+      for (int64_t i = 0; i < kAheadBytes; i += kLineBytes) PrefetchToSecondLevel(ahead + i);
+      ahead += kAheadBytes;
       Step<false>(decoders, x + begin, ldx, column, kStep, sums);
+    }
     if (column < count) Step<true>(decoders, x + begin, ldx, column, count - column, sums);
   }
   HWY_UNROLL(4)
@@ -90,7 +102,7 @@ void MultiplyTile(const uint8_t* rows, int64_t stride, const float* x, int64_t l
 template <WeightType kType>
 float Dot(const uint8_t* row, const float* x, int64_t n) {
   float sum;
-  MultiplyTile<kType, 1, 1>(row, 0, x, 0, n, &sum, 0);
+  MultiplyTile<kType, 1, 1>(row, 0, x, 0, n, &sum, 0, row);
   return sum;
 }
 
@@ -100,10 +112,15 @@ void MultiplyRows(const uint8_t* rows, int64_t stride, int64_t num_rows, const f
                   int64_t n, float* y, int64_t ldy) {
   int64_t r = 0;
   for (; r + kRows <= num_rows; r += kRows) {
-    MultiplyTile<kType, kRows, kVectors>(rows + r * stride, stride, x, ldx, n, y + r, ldy);
+    const uint8_t* const tile = rows + r * stride;
+    // The last tile asks for itself, which costs nothing.
+    const uint8_t* const ahead = r + 2 * kRows <= num_rows ? tile + kRows * stride : tile;
+    MultiplyTile<kType, kRows, kVectors>(tile, stride, x, ldx, n, y + r, ldy, ahead);
   }
-  for (; r < num_rows; ++r)
-    MultiplyTile<kType, 1, kVectors>(rows + r * stride, stride, x, ldx, n, y + r, ldy);
+  for (; r < num_rows; ++r) {
+    const uint8_t* const row = rows + r * stride;
+    MultiplyTile<kType, 1, kVectors>(row, stride, x, ldx, n, y + r, ldy, row);
+  }
 }
 
 // Rows that stay in the second-level cache, with room to spare, while the vectors of a batch pass by.

@@ -1,7 +1,8 @@
 // kernel_bench [THREADS] [Google Benchmark's flags]
 //
-// Bytes of weights a second that the row kernels stream from memory, beside a plain read of the same memory by the same
-// threads. The buffer is many times the last-level cache's share of a core, and every pass reads all of it.
+// Bytes of weights a second that the row kernels stream from memory, beside a plain read of the same memory
+// by the same threads. The buffer is many times the last-level cache's share of a core, and every pass reads
+// all of it.
 
 #include <benchmark/benchmark.h>
 #include <sys/mman.h>
@@ -41,7 +42,8 @@ base::ThreadPool& Pool() {
 // Filled with 0x11: a small positive scale or value in every format.
 uint8_t* Arena() {
   static uint8_t* const arena = [] {
-    void* const memory = mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* const memory =
+        mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) std::abort();
     madvise(memory, kArenaBytes, MADV_HUGEPAGE);
     Pool().ParallelFor(kArenaBytes, int64_t{16} << 20, [&](int64_t begin, int64_t end, int) {
@@ -107,7 +109,10 @@ void SparseDotsOf(benchmark::State& state, WeightType type, int64_t columns) {
   for (auto _ : state) {
     const uint8_t* const weights = Arena() + first * stride;
     Pool().ParallelFor(rows, 64, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) y[r] = kernels.dot(weights + r * kEvery * stride, x.data(), columns);
+      for (int64_t r = begin; r < end; ++r) {
+        if (r + 1 < end) PrefetchRow(weights + (r + 1) * kEvery * stride, stride);
+        y[r] = kernels.dot(weights + r * kEvery * stride, x.data(), columns);
+      }
     });
     first = (first + 1) % kEvery;
   }
@@ -122,7 +127,8 @@ void AxpyOf(benchmark::State& state, WeightType type, int64_t columns) {
   const uint8_t* const arena = Arena();
   for (auto _ : state) {
     Pool().ParallelFor(rows, 64, [&](int64_t begin, int64_t end, int member) {
-      for (int64_t r = begin; r < end; ++r) kernels.axpy(arena + r * stride, 1e-9f, y[member].data(), columns);
+      for (int64_t r = begin; r < end; ++r)
+        kernels.axpy(arena + r * stride, 1e-9f, y[member].data(), columns);
     });
   }
   ReportBytes(state, rows * stride);
