@@ -40,10 +40,24 @@ size_t EditDistance(absl::string_view a, absl::string_view b) {
   return row.back();
 }
 
+bool IsFlagOf(const Program& program, absl::string_view name) {
+  if (!program.only_grouped_flags) return true;
+  return std::any_of(program.groups.begin(), program.groups.end(), [&](const FlagGroup& group) {
+    return std::find(group.flags.begin(), group.flags.end(), name) != group.flags.end();
+  });
+}
+
+// nullptr where the program has no such flag.
+absl::CommandLineFlag* FindFlag(const Program& program, const std::string& name) {
+  return IsFlagOf(program, name) ? absl::FindCommandLineFlag(name) : nullptr;
+}
+
 // "; did you mean --listen?", or nothing where no flag is near.
-std::string Suggestion(const std::string& typed) {
+std::string Suggestion(const Program& program, const std::string& typed) {
   std::vector<std::string> names = {"help", "version"};
-  for (const auto& [name, flag] : absl::GetAllFlags()) names.emplace_back(name);
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (IsFlagOf(program, name)) names.emplace_back(name);
+  }
   std::sort(names.begin(), names.end());
   std::string nearest;
   size_t least = 1 + typed.size() / 3;  // farther apart than this looks like a guess
@@ -107,19 +121,18 @@ struct Remaining {
 
 // Takes the flag `argument` ("--name", "-name", "--name=value"), with the following argument where that is
 // its value.
-absl::Status TakeFlag(const std::string& argument, Remaining& remaining) {
+absl::Status TakeFlag(const Program& program, const std::string& argument, Remaining& remaining) {
   const std::string body = argument.substr(absl::StartsWith(argument, "--") ? 2 : 1);
   const size_t equals = body.find('=');
   const std::string name = Underscored(body.substr(0, equals));
 
-  absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+  absl::CommandLineFlag* flag = FindFlag(program, name);
   if (flag == nullptr && equals == std::string::npos && absl::StartsWith(name, "no")) {
-    absl::CommandLineFlag* negated =
-        absl::FindCommandLineFlag(name.substr(absl::StartsWith(name, "no_") ? 3 : 2));
+    absl::CommandLineFlag* negated = FindFlag(program, name.substr(absl::StartsWith(name, "no_") ? 3 : 2));
     if (negated != nullptr && negated->IsOfType<bool>()) return SetFlag(*negated, "false");
   }
   if (flag == nullptr) {
-    return UsageError(absl::StrCat("unknown flag --", Dashed(name), Suggestion(name)));
+    return UsageError(absl::StrCat("unknown flag --", Dashed(name), Suggestion(program, name)));
   }
   if (equals != std::string::npos) return SetFlag(*flag, body.substr(equals + 1));
   if (flag->IsOfType<bool>()) return SetFlag(*flag, "true");
@@ -146,7 +159,7 @@ absl::StatusOr<ParsedCommandLine> ParseCommandLine(const Program& program, int a
     if (*argument == "--") {
       while (const std::optional<std::string> rest = remaining.Take()) parsed.arguments.push_back(*rest);
     } else if (argument->size() > 1 && absl::StartsWith(*argument, "-")) {
-      ISOTHERM_RETURN_IF_ERROR(TakeFlag(*argument, remaining));
+      ISOTHERM_RETURN_IF_ERROR(TakeFlag(program, *argument, remaining));
     } else {
       parsed.arguments.push_back(*argument);
     }
@@ -172,7 +185,7 @@ std::string HelpText(const Program& program) {
 
   std::map<std::string, absl::CommandLineFlag*> ungrouped;
   for (const auto& [name, flag] : absl::GetAllFlags()) {
-    if (!flag->IsRetired()) ungrouped.emplace(name, flag);
+    if (!flag->IsRetired() && IsFlagOf(program, name)) ungrouped.emplace(name, flag);
   }
   for (const FlagGroup& group : program.groups) {
     absl::StrAppend(&out, "\n", group.title, ":\n");

@@ -25,6 +25,8 @@ struct Program {
   std::string examples;   // command lines with a comment each, shown indented
   // Flags in no group are shown last, under "Other".
   std::vector<FlagGroup> groups;
+  // One command of several in a binary: flags in no group are other commands' and unknown here.
+  bool only_grouped_flags = false;
 };
 
 struct ParsedCommandLine {

@@ -8,8 +8,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/kernels/sketch.h"
+#include "common/neuron/bandwidth.h"
 #include "common/neuron/mask.h"
 
 namespace isotherm::gpu_worker {
@@ -44,24 +45,12 @@ absl::Status HostDevice::Write(const Buffer& buffer, int64_t offset, int64_t byt
 }
 
 double HostDevice::MeasureReadBandwidth() {
-  // Beyond the last-level caches of desktop parts; three passes, the best of which is least disturbed.
+  // Larger than the last-level caches of desktop parts.
   constexpr int64_t kBytes = int64_t{256} << 20;
-  constexpr int64_t kGrain = int64_t{1} << 20;
   auto buffer = Allocate(kBytes, MemoryPurpose::kWorkspace);
   if (!buffer.ok()) return 0;
   std::memset(buffer->data(), 1, kBytes);
-  const auto* words = buffer->as<uint64_t>();
-  double best = 0;
-  for (int pass = 0; pass < 3; ++pass) {
-    const absl::Time start = absl::Now();
-    pool_.ParallelFor(kBytes, kGrain, [&](int64_t begin, int64_t end, int) {
-      uint64_t sum = 0;
-      for (int64_t i = begin / 8; i < end / 8; ++i) sum += words[i];
-      asm volatile("" : : "r"(sum));  // the reads have a reader, so they stay
-    });
-    best = std::max(best, kBytes / absl::ToDoubleSeconds(absl::Now() - start));
-  }
-  return best;
+  return neuron::MeasureReadBandwidth(pool_, buffer->data(), kBytes, absl::Milliseconds(200));
 }
 
 void HostDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) {

@@ -27,7 +27,7 @@ Command DoctorCommand();
 
 // Flag names every command that talks to a server has.
 base::FlagGroup ServerFlags();
-// A channel to --address, connected within --wait. Unavailable says what to start.
+// A channel to --address whose model is ready within --wait. Unavailable says what to start or to wait for.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToServer();
 
 // The single argument, or standard input to its end where there is none or it is "-". A trailing newline of

@@ -13,8 +13,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/base/host.h"
+#include "common/base/thread_pool.h"
 #include "common/base/unique_fd.h"
 #include "common/kernels/row_kernels.h"
+#include "common/neuron/bandwidth.h"
 #include "tools/cli/commands.h"
 
 ABSL_FLAG(std::string, shm_directory, "/dev/shm", "Where the workers will put exchange regions.");
@@ -60,6 +62,17 @@ void CheckMemory(Report& report) {
   const absl::StatusOr<int64_t> available = base::AvailableMemory();
   if (!available.ok()) return report.Bad("memory", std::string(available.status().message()));
   report.Good("memory", absl::StrFormat("%.1f GiB available", *available / kGiB));
+}
+
+void MeasureMemory(Report& report) {
+  base::ThreadPool pool({.threads = base::PhysicalCores()});
+  // Larger than the last-level caches of all but the largest servers.
+  std::vector<uint8_t> memory(int64_t{512} << 20, 1);
+  const double bandwidth = neuron::MeasureReadBandwidth(
+      pool, memory.data(), static_cast<int64_t>(memory.size()), absl::Milliseconds(500));
+  report.Note("memory bandwidth",
+              absl::StrFormat("%.1f GB/s read with %d threads: the limit of decoding on the CPU",
+                              bandwidth / 1e9, pool.threads()));
 }
 
 void CheckShm(Report& report) {
@@ -116,6 +129,7 @@ absl::Status Run(const std::vector<std::string>&) {
   Report report;
   CheckCpu(report);
   CheckMemory(report);
+  MeasureMemory(report);
   CheckShm(report);
   CheckLockedMemory(report);
   for (const std::string& port : absl::GetFlag(FLAGS_ports)) CheckPort(report, port);

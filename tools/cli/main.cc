@@ -12,7 +12,10 @@ namespace isotherm::cli {
 namespace {
 
 std::vector<Command> Commands() {
-  return {GenerateCommand(), TokenizeCommand(), ScoreCommand(), InspectCommand(), DoctorCommand()};
+  std::vector<Command> commands = {GenerateCommand(), TokenizeCommand(), ScoreCommand(), InspectCommand(),
+                                   DoctorCommand()};
+  for (Command& command : commands) command.program.only_grouped_flags = true;
+  return commands;
 }
 
 // "isotherm generate" without "isotherm ".

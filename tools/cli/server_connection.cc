@@ -1,14 +1,18 @@
+#include <algorithm>
 #include <iostream>
 #include <iterator>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/status_macros.h"
 #include "common/rpc/server.h"
+#include "isotherm/v1/model.grpc.pb.h"
 #include "tools/cli/commands.h"
 
 ABSL_FLAG(std::string, address, "127.0.0.1:7070", "Gateway to talk to: host:port or unix:/path.");
-ABSL_FLAG(absl::Duration, wait, absl::Seconds(5), "How long to wait for the gateway to answer.");
+ABSL_FLAG(absl::Duration, wait, absl::Seconds(5),
+          "How long to wait for the gateway to answer and its model to be ready.");
 
 namespace isotherm::cli {
 
@@ -16,14 +20,28 @@ base::FlagGroup ServerFlags() { return {"Server", {"address", "wait"}}; }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToServer() {
   const std::string address = absl::GetFlag(FLAGS_address);
-  std::shared_ptr<grpc::Channel> channel = rpc::MakeChannel(address);
   const absl::Duration wait = absl::GetFlag(FLAGS_wait);
-  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + wait))) {
+  const absl::Time deadline = absl::Now() + wait;
+  std::shared_ptr<grpc::Channel> channel = rpc::MakeChannel(address);
+  if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {
     return absl::UnavailableError(absl::StrCat("no gateway answers at ", address, " within ",
                                                absl::FormatDuration(wait),
                                                ". Start one (make run shows how) or name it with --address"));
   }
-  return channel;
+  auto models = v1::ModelService::NewStub(channel);
+  while (true) {
+    v1::GetModelResponse response;
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(std::max(deadline, absl::Now() + absl::Seconds(1))));
+    ISOTHERM_RETURN_IF_ERROR(rpc::FromGrpc(models->GetModel(&context, {}, &response)));
+    if (response.model().state() == v1::MODEL_STATE_READY) return channel;
+    if (absl::Now() >= deadline) {
+      return absl::UnavailableError(absl::StrCat("the gateway at ", address, " is not ready within ",
+                                                 absl::FormatDuration(wait), ": ",
+                                                 response.model().state_cause(), ". --wait waits longer"));
+    }
+    absl::SleepFor(absl::Milliseconds(50));
+  }
 }
 
 absl::StatusOr<std::string> ReadText(const std::vector<std::string>& arguments) {
