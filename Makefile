@@ -10,7 +10,7 @@ JOBS ?= $(shell m=$$(awk '/MemAvailable/ {print int($$2 / 2097152) + 1}' /proc/m
 PRESET = $(notdir $(BUILD))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test test-asan test-tsan test-clang bench fuzz lint format clean
+.PHONY: help setup build run test test-asan test-tsan test-slow test-clang bench fuzz format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

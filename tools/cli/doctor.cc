@@ -20,7 +20,8 @@
 #include "tools/cli/commands.h"
 
 ABSL_FLAG(std::string, shm_directory, "/dev/shm", "Where the workers will put exchange regions.");
-ABSL_FLAG(std::vector<std::string>, ports, std::vector<std::string>({"7070", "9401", "9402", "9403"}),
+ABSL_FLAG(std::vector<std::string>, ports,
+          std::vector<std::string>({"7070", "7071", "7072", "9401", "9402", "9403"}),
           "Loopback ports that should be free before the processes start.");
 
 namespace isotherm::cli {
