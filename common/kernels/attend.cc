@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "common/kernels/ops.h"
@@ -44,9 +43,7 @@ class HalfRow {
   HWY_INLINE VF Load(int64_t column) const { return LoadHalf(row_ + 2 * column); }
   // The row may end where the cache does, so nothing past it is read.
   HWY_INLINE VF LoadFirst(int64_t column, int64_t count) const {
-    uint8_t padded[2 * LanesF()] = {};
-    std::memcpy(padded, row_ + 2 * column, static_cast<size_t>(2 * count));
-    return LoadHalf(padded);
+    return LoadFirstHalves(row_ + 2 * column, 2 * count);
   }
 
  private:

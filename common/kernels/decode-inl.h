@@ -42,6 +42,13 @@ HWY_INLINE VF LoadHalf(const uint8_t* from) {
   return hn::PromoteTo(DF(), hn::LoadU(DF16(), reinterpret_cast<const hwy::float16_t*>(from)));
 }
 
+// LanesF() values of which the first `bytes` bytes may be read, zeros after them.
+HWY_INLINE VF LoadFirstHalves(const uint8_t* from, int64_t bytes) {
+  uint8_t padded[2 * LanesF()] = {};
+  std::memcpy(padded, from, static_cast<size_t>(bytes));
+  return LoadHalf(padded);
+}
+
 HWY_INLINE float LoadOneHalf(const uint8_t* from) {
   uint16_t bits;
   std::memcpy(&bits, from, sizeof(bits));
@@ -112,11 +119,17 @@ class RowDecoder<WeightType::kBF16> {
 // The F16 scales of a group as F32, so that the inner loop broadcasts them straight from memory.
 class GroupScales {
  public:
-  HWY_INLINE void Open(const uint8_t* scales) { scales_ = scales; }
+  // They begin `offset` bytes into the row, which is padded to a multiple of 64.
+  HWY_INLINE void Open(const uint8_t* row, int64_t offset, int64_t n) {
+    scales_ = row + offset;
+    end_ = row + (offset + n / kBlockColumns * 2 + 63) / 64 * 64;
+  }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
-    const uint8_t* const from = scales_ + begin / kBlockColumns * 2;
-    for (int64_t i = 0; i < (end - begin) / kBlockColumns; i += LanesF()) {
-      hn::Store(LoadHalf(from + 2 * i), DF(), group_ + i);
+    const uint8_t* from = scales_ + begin / kBlockColumns * 2;
+    for (int64_t i = 0; i < (end - begin) / kBlockColumns; i += LanesF(), from += 2 * LanesF()) {
+      const int64_t readable = end_ - from;
+      hn::Store(readable >= 2 * LanesF() ? LoadHalf(from) : LoadFirstHalves(from, readable), DF(),
+                group_ + i);
     }
   }
   HWY_INLINE VF At(int64_t column, int64_t offset) const {
@@ -125,6 +138,7 @@ class GroupScales {
 
  private:
   const uint8_t* scales_;
+  const uint8_t* end_;
   HWY_ALIGN float group_[kGroupColumns / kBlockColumns];
 };
 
@@ -134,7 +148,7 @@ class RowDecoder<WeightType::kQ8_0> {
   static constexpr int64_t AheadBytes(int64_t columns) { return columns * 34 / kBlockColumns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) {
     quants_ = reinterpret_cast<const int8_t*>(row);
-    scales_.Open(row + n);
+    scales_.Open(row, n, n);
   }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
     group_ = quants_ + begin;
@@ -157,7 +171,7 @@ class RowDecoder<WeightType::kQ4_0> {
   static constexpr int64_t AheadBytes(int64_t columns) { return columns * 18 / kBlockColumns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) {
     nibbles_ = row;
-    scales_.Open(row + n / 2);
+    scales_.Open(row, n / 2, n);
   }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
     group_ = nibbles_ + begin / 2;

@@ -60,7 +60,7 @@ void PackRow(WeightType type, const uint8_t* file_row, int64_t columns, uint8_t*
       std::memcpy(packed + i * quant_bytes, block + kScaleBytes, static_cast<size_t>(quant_bytes));
     }
   } else {
-    std::memcpy(packed, file_row, static_cast<size_t>(FileRowBytes(type, columns)));
+    std::copy_n(file_row, FileRowBytes(type, columns), packed);
   }
   ZeroPadding(type, columns, packed);
 }
@@ -86,7 +86,7 @@ void PackFloatRow(WeightType type, const float* values, int64_t columns, uint8_t
   const auto scales_after = [&](int64_t bytes) { return reinterpret_cast<uint16_t*>(packed + bytes); };
   switch (type) {
     case WeightType::kF32:
-      std::memcpy(packed, values, static_cast<size_t>(columns) * sizeof(float));
+      std::copy_n(reinterpret_cast<const uint8_t*>(values), FileRowBytes(type, columns), packed);
       break;
     case WeightType::kF16:
       kernels.round_f16(values, columns, reinterpret_cast<uint16_t*>(packed));
