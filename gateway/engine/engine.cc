@@ -179,6 +179,7 @@ void Engine::RunStep() {
     node.mapped()->AttachTo(pool_.get());
     running_.insert(std::move(node));
   }
+  CountSequences();  // a step can be long
   Execute(plan.slices);
 }
 
@@ -250,13 +251,21 @@ void Engine::FailAll(const absl::Status& status) {
   }
 }
 
-void Engine::Publish() {
+void Engine::CountSequences() {
   metrics_->requests_running.Set(static_cast<double>(running_.size()));
   metrics_->requests_waiting.Set(static_cast<double>(waiting_.size()));
   if (pool_ != nullptr) {
     metrics_->kv_cache_usage.Set(1 - static_cast<double>(pool_->free_blocks()) /
                                          static_cast<double>(pool_->total_blocks()));
   }
+  const int64_t unstarted = std::count_if(waiting_.begin(), waiting_.end(),
+                                          [](const auto& entry) { return !entry.second->started(); });
+  absl::MutexLock lock(&mutex_);
+  unstarted_ = unstarted;
+}
+
+void Engine::Publish() {
+  CountSequences();
   RunnerState state;
   state.serving = link_.cause().ok() && link_.connected();
   state.loading = link_.loading();
@@ -267,8 +276,6 @@ void Engine::Publish() {
   bool serving_changed = false;
   {
     absl::MutexLock lock(&mutex_);
-    unstarted_ = std::count_if(waiting_.begin(), waiting_.end(),
-                               [](const auto& entry) { return !entry.second->started(); });
     refusal_ = link_.GraceOver() ? GraceStatus(options_.worker.grace, link_.cause()) : absl::OkStatus();
     if (state == state_) return;
     serving_changed = state.serving != state_.serving || state.cause != state_.cause;

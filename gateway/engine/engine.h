@@ -85,6 +85,7 @@ class Engine {
   void AcceptOutputs(const worker::v1::StepRequest& request, const worker::v1::StepSuccess& success);
   void EndRunning(uint64_t id, const absl::Status& status);
   void FailAll(const absl::Status& status);
+  void CountSequences();
   void Publish();
   void Wait();
   bool idle() const { return running_.empty() && waiting_.empty(); }

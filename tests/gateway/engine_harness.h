@@ -48,6 +48,7 @@ class TestCall {
     return true;
   }
   absl::Status Finish() {
+    if (!submitted.ok()) return submitted;
     while (ReadEvent()) {
     }
     return outbox->status();
