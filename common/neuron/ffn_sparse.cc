@@ -7,9 +7,9 @@ namespace isotherm::neuron::internal {
 namespace {
 
 // Asks for the start of a row that is read next, while another is being computed with; the processor's own
-// prefetcher follows once the row streams. Measured on Sapphire Rapids with 2 threads at hidden 2048 in F16:
-// 512 bytes give 26 GB/s dense and 20 GB/s at 10 % active, none 22 and 17, whole rows 20 and 17 (they crowd
-// out the reads in progress).
+// prefetcher follows once the row streams. Measured on a Xeon with AVX-512 and 2 threads at hidden 2048 in
+// F16: 512 bytes give 26 GB/s dense and 20 GB/s at 10 % active, none 22 and 17, whole rows 20 and 17 (they
+// crowd out the reads in progress).
 void PrefetchHead(const uint8_t* row) {
   constexpr int64_t kBytes = 512;
   for (int64_t offset = 0; offset < kBytes; offset += 64) __builtin_prefetch(row + offset);
