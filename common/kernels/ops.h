@@ -71,7 +71,8 @@ void WriteKv(const PagedKv& kv, const uint32_t* block_table, int64_t position, c
 
 // out[h, :] = softmax(q[h, :] . K^T * scale) . V for the query heads [first_head, last_head) over rows
 // 0..length-1, with `heads / kv_heads` query heads sharing a KV head. q and out: [heads, head_dim] (all
-// heads); scratch: F32 [length + 2 * head_dim + 64] owned by the calling thread.
+// heads); scratch: F32 [64] owned by the calling thread. A head's result does not depend on which others are
+// computed.
 void Attend(const PagedKv& kv, const uint32_t* block_table, int64_t length, const float* q, int64_t heads,
             int64_t first_head, int64_t last_head, float scale, float* scratch, float* out);
 

@@ -94,7 +94,7 @@ class Cache {
 std::vector<float> AttendWith(const Shape& shape, const Cache& cache, int64_t length,
                               const std::vector<float>& q, int64_t first, int64_t last, float scale) {
   std::vector<float> out(shape.heads * shape.head_dim, NAN);
-  std::vector<float> scratch(length + 2 * shape.head_dim + 64);
+  std::vector<float> scratch(64);
   Attend(cache.view(), cache.table(), length, q.data(), shape.heads, first, last, scale, scratch.data(),
          out.data());
   return out;
