@@ -1,0 +1,125 @@
+"""Gateway, gpu_worker and cpu_worker on Unix sockets in a folder of their own."""
+
+import pathlib
+import shutil
+import socket
+import sys
+import tempfile
+import time
+
+import grpc
+
+import metrics
+import process
+import stubs
+import suite
+
+# Leaves half of the demo model's neurons cold, with predictor `gate` two thirds.
+COLD = ("--vram-budget=0.025", "--kv-tokens=1024", "--max-prefill-rows=128", "--max-decode-rows=8")
+
+
+def wait_until(condition, what, timeout=suite.PATIENCE):
+    """Polls `condition` until it gives something true, and returns that."""
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {timeout} s")
+        time.sleep(0.02)
+
+
+def free_port():
+    """A loopback port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Cluster:
+    """Serves the demo model between __enter__ and __exit__.
+
+    gateway, gpu_worker, cpu_worker: further flags of each process; cpu_worker=None runs without one. On exit every process that a
+    test has not killed must end with 0 on SIGTERM and leave nothing in the shared-memory folder; otherwise AssertionError.
+    """
+
+    def __init__(self, gateway=(), gpu_worker=(), cpu_worker=(), model=suite.MODEL):
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="isotherm-test-"))
+        self._shm = pathlib.Path(tempfile.mkdtemp(prefix="isotherm-test-", dir="/dev/shm"))
+        self._metrics_ports = {}
+        self._channel = None
+        shm = f"--shm-directory={self._shm}"
+        self.cpu_worker = None if cpu_worker is None else self._process("cpu_worker", model, [shm, *cpu_worker])
+        self.gpu_worker = self._process(
+            "gpu_worker", model, [shm, f"--cpu-worker={self.address('cpu_worker')}", *gpu_worker])
+        self.gateway = self._process("gateway", model, [f"--worker={self.address('gpu_worker')}", *gateway])
+        self.processes = [p for p in (self.cpu_worker, self.gpu_worker, self.gateway) if p is not None]
+
+    def _process(self, name, model, flags):
+        self._metrics_ports[name] = free_port()
+        return process.Process(name, [f"--model={model}", f"--listen={self.address(name)}",
+                                      f"--metrics-listen=127.0.0.1:{self._metrics_ports[name]}", *flags],
+                               self._folder / f"{name}.log")
+
+    def address(self, name):
+        return f"unix:{self._folder}/{name}.sock"
+
+    def __enter__(self):
+        try:
+            for each in self.processes:
+                each.start()
+            self.connect()
+            self.wait_ready()
+        except BaseException:
+            self._print_logs()
+            self._tear_down()
+            raise
+        return self
+
+    def connect(self):
+        """A new connection to the gateway; needed after it was restarted."""
+        if self._channel is not None:
+            self._channel.close()
+        # The socket may appear a moment after the first attempt to connect.
+        self._channel = grpc.insecure_channel(self.address("gateway"), [("grpc.initial_reconnect_backoff_ms", 50)])
+        self.inference = stubs.inference_grpc.InferenceServiceStub(self._channel)
+        self.models = stubs.model_grpc.ModelServiceStub(self._channel)
+
+    def model(self):
+        """What ModelService says."""
+        return self.models.GetModel(stubs.model.GetModelRequest(), wait_for_ready=True, timeout=suite.PATIENCE).model
+
+    def wait_ready(self):
+        def ready():
+            for each in self.processes:
+                assert each.running(), f"{each.name} ended with {each.wait()}:\n{each.log()}"
+            return self.model().state == stubs.model.MODEL_STATE_READY
+
+        wait_until(ready, "the model being ready")
+
+    def metrics(self, name):
+        return metrics.scrape(self._metrics_ports[name])
+
+    def __exit__(self, kind, error, trace):
+        problems = self._tear_down(keep_folder=True)
+        if error is not None or problems:
+            self._print_logs()
+        shutil.rmtree(self._folder)
+        assert error is not None or not problems, "; ".join(problems)
+
+    def _tear_down(self, keep_folder=False):
+        if self._channel is not None:
+            self._channel.close()
+        problems = [problem for each in reversed(self.processes) if (problem := each.stop()) is not None]
+        left = sorted(path.name for path in self._shm.iterdir())
+        if left:
+            problems.append(f"left in the shared-memory folder: {left}")
+        shutil.rmtree(self._shm)
+        if not keep_folder:
+            shutil.rmtree(self._folder)
+        return problems
+
+    def _print_logs(self):
+        for each in self.processes:
+            print(f"--- log of {each.name} ---\n{each.log()}", file=sys.stderr)
