@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <latch>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,7 +10,6 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "common/base/host.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/server.h"
@@ -130,16 +130,16 @@ absl::Status Run() {
   // needs the server to report health to and the server needs the service to serve, hence the indirection.
   std::unique_ptr<rpc::Server> server;
   absl::Status load_failure;
-  absl::Notification listening;
+  std::latch listening(1);
   RunnerService service(
       [&]() -> absl::StatusOr<std::unique_ptr<Engine>> {
-        listening.WaitForNotification();
+        listening.wait();
         if (server == nullptr) return absl::CancelledError("the server did not start");
         return Engine::Load(options,
                             std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()}));
       },
       [&](bool serving, const std::string& cause) {
-        listening.WaitForNotification();
+        listening.wait();
         if (server != nullptr) server->SetServing(kService, serving, cause);
       },
       [&](const absl::Status& status) {
@@ -151,7 +151,7 @@ absl::Status Run() {
   server_options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   absl::StatusOr<std::unique_ptr<rpc::Server>> started = rpc::Server::Start(server_options, {&service});
   if (started.ok()) server = *std::move(started);
-  listening.Notify();
+  listening.count_down();
   if (server == nullptr) return started.status();
   spdlog::info("gpu_worker listens on {}, device host with {} threads", absl::GetFlag(FLAGS_listen), threads);
   ISOTHERM_RETURN_IF_ERROR(server->ServeUntilSignal());

@@ -72,7 +72,7 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   spdlog::info("{}", plan_.ToString(*model_));
   ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *model_));
 
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   std::unique_ptr<Predictor> predictor;
   ISOTHERM_RETURN_IF_ERROR(MakeThePredictor(options, predictor));
   const bool yields_gate = predictor->yields_gate();
@@ -120,7 +120,7 @@ absl::Status Engine::MakeThePredictor(const EngineOptions& options, std::unique_
 }
 
 absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepRequest& request) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   ISOTHERM_RETURN_IF_ERROR(EnsureReadyLocked());
   exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();
   const int64_t bytes_before = channel == nullptr ? 0 : channel->bytes_exchanged();
@@ -134,7 +134,7 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepReque
 }
 
 absl::Status Engine::EnsureReady() {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return EnsureReadyLocked();
 }
 
@@ -155,7 +155,7 @@ worker::v1::GetRunnerResponse Engine::Describe() const {
   response.set_hot_share(static_cast<double>(plan_.neurons.placement.HotCount()) /
                          static_cast<double>(h.layers * h.ffn));
   response.set_device(device_->name());
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   response.set_predictor(decoder_->predictor().name());
   response.set_mode(decoder_->predictor().exact() ? "exact" : "predicted");
   exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();

@@ -8,7 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
+#include "common/base/mutex.h"
 #include "common/model/model.h"
 #include "gpu_worker/cold/cold_worker.h"
 #include "gpu_worker/device/device.h"
@@ -61,7 +61,7 @@ class Engine {
   MemoryPlan plan_;
   bool needs_cold_worker_ = false;
 
-  mutable absl::Mutex mutex_;
+  mutable base::Mutex mutex_;
   std::unique_ptr<Decoder> decoder_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Runner> runner_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ColdWorker> cold_ ABSL_GUARDED_BY(mutex_);

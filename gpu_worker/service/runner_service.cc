@@ -49,7 +49,7 @@ RunnerService::RunnerService(Loader loader, HealthListener health,
 
 RunnerService::~RunnerService() {
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     stopping_ = true;
   }
   watcher_.join();
@@ -66,19 +66,19 @@ void RunnerService::LoadAndWatch(const Loader& loader,
   }
   std::shared_ptr<Engine> engine = *std::move(loaded);
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     engine_ = engine;
   }
   while (true) {
     SetCause(std::string(engine->EnsureReady().message()));
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchInterval)) return;
   }
 }
 
 void RunnerService::SetCause(const std::string& cause) {
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     if (cause_ == cause) return;
     cause_ = cause;
   }
@@ -86,12 +86,12 @@ void RunnerService::SetCause(const std::string& cause) {
 }
 
 std::shared_ptr<Engine> RunnerService::engine() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return engine_;
 }
 
 std::string RunnerService::cause() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return cause_;
 }
 

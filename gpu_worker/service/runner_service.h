@@ -8,7 +8,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
+#include "common/base/mutex.h"
 #include "gpu_worker/service/engine.h"
 #include "isotherm/worker/v1/model_runner.grpc.pb.h"
 
@@ -41,7 +41,7 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
 
   const std::string instance_id_;
   const HealthListener health_;
-  mutable absl::Mutex mutex_;
+  mutable base::Mutex mutex_;
   std::shared_ptr<Engine> engine_ ABSL_GUARDED_BY(mutex_);
   std::string cause_ ABSL_GUARDED_BY(mutex_) = "loading model";  // empty: ready
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
