@@ -1,6 +1,8 @@
 // Decoders of packed rows, one for each weight type: vectors of F32 weights in registers. A quant times its
 // scale needs at most 24 bits of mantissa in every format, so weights are exact; those of Q4_K, which
 // subtracts a minimum, are rounded once.
+//
+// Long because kernels need every decoder in the one file that is compiled for each instruction set.
 
 #if defined(ISOTHERM_COMMON_KERNELS_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ISOTHERM_COMMON_KERNELS_DECODE_INL_H_
