@@ -29,12 +29,12 @@ Clock& Clock::Real() {
 FakeClock::FakeClock(absl::Time start) : now_(start) {}
 
 absl::Time FakeClock::Now() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return now_;
 }
 
 void FakeClock::SleepUntil(absl::Time time) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   ++sleepers_;
   const auto reached = [this, time]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return now_ >= time; };
   mutex_.Await(absl::Condition(&reached));
@@ -42,12 +42,12 @@ void FakeClock::SleepUntil(absl::Time time) {
 }
 
 void FakeClock::Advance(absl::Duration duration) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   now_ += duration;
 }
 
 int FakeClock::sleepers() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return sleepers_;
 }
 

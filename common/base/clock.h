@@ -2,8 +2,8 @@
 #define ISOTHERM_COMMON_BASE_CLOCK_H_
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/base/mutex.h"
 
 namespace isotherm::base {
 
@@ -33,7 +33,7 @@ class FakeClock final : public Clock {
   int sleepers() const;
 
  private:
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
   absl::Time now_ ABSL_GUARDED_BY(mutex_);
   int sleepers_ ABSL_GUARDED_BY(mutex_) = 0;
 };

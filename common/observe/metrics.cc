@@ -102,7 +102,7 @@ void Registry::SetState(const std::string& name, const std::string& help, const 
                         const Labels& explanation, double value) {
   Labels all = labels;
   all.insert(explanation.begin(), explanation.end());
-  absl::MutexLock lock(&impl_->mutex);
+  base::MutexLock lock(&impl_->mutex);
   prometheus::Gauge* gauge = MakeOrNull<prometheus::Gauge>(name, [&]() -> prometheus::Gauge& {
     prometheus::Family<prometheus::Gauge>& family = GaugeFamily(impl_->registry, name, help);
     prometheus::Gauge& present = family.Add(all);

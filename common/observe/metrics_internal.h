@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "common/base/mutex.h"
 #include "common/observe/metrics.h"
 
 // Keeps prometheus-cpp out of the room's headers; for the room's own sources.
@@ -17,7 +17,7 @@ namespace isotherm::observe {
 
 struct Registry::Impl {
   prometheus::Registry registry;
-  absl::Mutex mutex;
+  base::Mutex mutex;
   // What SetState shows now, by name and identifying labels.
   std::map<std::pair<std::string, Labels>, prometheus::Gauge*> states ABSL_GUARDED_BY(mutex);
 };

@@ -55,7 +55,7 @@ Progress::Progress(std::string what, int64_t total, std::string unit, base::Cloc
       last_shown_(start_) {}
 
 void Progress::Advance(int64_t amount) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   done_ += amount;
   const absl::Time now = clock_.Now();
   if (now - last_shown_ < kInterval) return;
@@ -64,7 +64,7 @@ void Progress::Advance(int64_t amount) {
 }
 
 void Progress::Finish() {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   if (!shown_) return;
   const absl::Duration elapsed = clock_.Now() - start_;
   Show(absl::StrFormat("%s: done, %s %s in %.1f s, %s", what_, Amount(static_cast<double>(done_), unit_),

@@ -5,9 +5,9 @@
 #include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/base/clock.h"
+#include "common/base/mutex.h"
 
 namespace isotherm::observe {
 
@@ -29,7 +29,7 @@ class Progress {
   base::Clock& clock_;
   const absl::Time start_;
 
-  absl::Mutex mutex_;
+  base::Mutex mutex_;
   int64_t done_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Time last_shown_ ABSL_GUARDED_BY(mutex_);
   bool shown_ ABSL_GUARDED_BY(mutex_) = false;

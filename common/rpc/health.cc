@@ -9,12 +9,12 @@ namespace isotherm::rpc {
 
 Health::Health(grpc::HealthCheckServiceInterface* shown, const std::vector<std::string>& services)
     : shown_(shown) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   for (const std::string& service : services) Set(service, "starting");
 }
 
 void Health::SetServing(const std::string& service, bool serving, const std::string& cause) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   if (draining_) return;
   const auto before = causes_.find(service);
   const std::string now = serving ? "" : cause.empty() ? "unknown" : cause;
@@ -28,20 +28,20 @@ void Health::SetServing(const std::string& service, bool serving, const std::str
 }
 
 void Health::BeginDrain() {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   draining_ = true;
   for (const auto& [service, cause] : causes_) Set(service, "draining");
 }
 
 std::string Health::cause(const std::string& service) const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   if (service.empty()) return OverallCause();
   const auto found = causes_.find(service);
   return found == causes_.end() ? "unknown service" : found->second;
 }
 
 bool Health::draining() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return draining_;
 }
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "common/base/mutex.h"
 
 namespace isotherm::rpc {
 
@@ -32,7 +32,7 @@ class Health {
   std::string OverallCause() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   grpc::HealthCheckServiceInterface* const shown_;
-  mutable absl::Mutex mutex_;
+  mutable base::Mutex mutex_;
   std::map<std::string, std::string> causes_ ABSL_GUARDED_BY(mutex_);  // by service
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 };

@@ -50,7 +50,7 @@ absl::StatusOr<exchange::ServerAnswer> NeuronExecutor::Execute(const exchange::S
 
 void NeuronExecutor::OnStep(bool open) {
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     step_open_ = open;
   }
   // Wakes the members, which then spin for the step's first exchange.
@@ -58,7 +58,7 @@ void NeuronExecutor::OnStep(bool open) {
 }
 
 void NeuronExecutor::AwaitStepEnd(absl::Duration timeout) const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   mutex_.AwaitWithTimeout(absl::Condition(
                               +[](const bool* open) { return !*open; }, &step_open_),
                           timeout);

@@ -5,8 +5,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/base/mutex.h"
 #include "common/base/thread_pool.h"
 #include "common/exchange/channel.h"
 #include "common/model/model.h"
@@ -45,7 +45,7 @@ class NeuronExecutor final : public exchange::Executor {
   const Metrics metrics_;
   neuron::FfnExecutor ffn_;
 
-  mutable absl::Mutex mutex_;
+  mutable base::Mutex mutex_;
   bool step_open_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

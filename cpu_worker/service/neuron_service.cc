@@ -31,7 +31,7 @@ class NeuronService::StreamLease {
  public:
   static absl::StatusOr<std::unique_ptr<StreamLease>> Take(NeuronService* service,
                                                            grpc::ServerContext* context) {
-    absl::MutexLock lock(&service->mutex_);
+    base::MutexLock lock(&service->mutex_);
     const auto none_open = +[](grpc::ServerContext** open) { return *open == nullptr; };
     if (!service->mutex_.AwaitWithTimeout(absl::Condition(none_open, &service->open_stream_),
                                           kTakeOverPatience)) {
@@ -42,7 +42,7 @@ class NeuronService::StreamLease {
     return std::unique_ptr<StreamLease>(new StreamLease(service));
   }
   ~StreamLease() {
-    absl::MutexLock lock(&service_->mutex_);
+    base::MutexLock lock(&service_->mutex_);
     service_->open_stream_ = nullptr;
   }
   StreamLease(const StreamLease&) = delete;
@@ -57,13 +57,13 @@ NeuronService::NeuronService(const ServedModel& model, const exchange::ServerOpt
     : model_(model), options_(options), instance_id_(base::RandomId()) {}
 
 void NeuronService::SetNotReady(const std::string& cause) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   executor_ = nullptr;
   not_ready_cause_ = cause;
 }
 
 void NeuronService::SetReady(NeuronExecutor* executor, double read_bandwidth) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   executor_ = executor;
   read_bandwidth_ = read_bandwidth;
   not_ready_cause_.clear();
@@ -72,11 +72,11 @@ void NeuronService::SetReady(NeuronExecutor* executor, double read_bandwidth) {
 void NeuronService::Drain() {
   NeuronExecutor* executor;
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     executor = executor_;
   }
   if (executor != nullptr) executor->AwaitStepEnd(kDrainPatience);
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   if (open_stream_ != nullptr) open_stream_->TryCancel();
 }
 
@@ -92,7 +92,7 @@ grpc::Status NeuronService::GetNeuronWorker(grpc::ServerContext* context,
     response->set_bundle_layout_version(neuron::kBundleLayoutVersion);
     response->set_threads(static_cast<uint32_t>(model_.threads));
     response->set_bundle_bytes(static_cast<uint64_t>(model_.bundle_bytes));
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     response->set_ready(executor_ != nullptr);
     response->set_not_ready_cause(not_ready_cause_);
     response->set_read_bandwidth(read_bandwidth_);
@@ -116,14 +116,14 @@ grpc::Status NeuronService::ApplyPlacement(grpc::ServerContext* context,
     spdlog::info("placement {} (epoch {}): {:.1f} % of the neurons are cold", request->digest(),
                  placement.epoch, 100.0 - 100.0 * placement.HotCount() / (model_.layers * model_.ffn));
     PlacementEpochGauge().Set(static_cast<double>(placement.epoch));
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     placement_ = std::move(placement);
     return absl::OkStatus();
   });
 }
 
 absl::StatusOr<exchange::ServerPolicy> NeuronService::Policy() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   if (!placement_.has_value()) {
     return absl::FailedPreconditionError("no placement yet: ApplyPlacement comes before Exchange");
   }
@@ -145,7 +145,7 @@ grpc::Status NeuronService::Exchange(
   return rpc::Handle("NeuronService/Exchange", context, [&]() -> absl::Status {
     NeuronExecutor* executor;
     {
-      absl::MutexLock lock(&mutex_);
+      base::MutexLock lock(&mutex_);
       if (executor_ == nullptr) return absl::UnavailableError(not_ready_cause_);
       executor = executor_;
     }

@@ -8,7 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
+#include "common/base/mutex.h"
 #include "common/exchange/channel.h"
 #include "common/neuron/placement.h"
 #include "cpu_worker/execute/neuron_executor.h"
@@ -61,7 +61,7 @@ class NeuronService final : public worker::v1::NeuronService::Service {
   const exchange::ServerOptions options_;
   const std::string instance_id_;
 
-  mutable absl::Mutex mutex_;
+  mutable base::Mutex mutex_;
   NeuronExecutor* executor_ ABSL_GUARDED_BY(mutex_) = nullptr;
   std::string not_ready_cause_ ABSL_GUARDED_BY(mutex_) = "starting";
   double read_bandwidth_ ABSL_GUARDED_BY(mutex_) = 0;

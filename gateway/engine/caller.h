@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/base/mutex.h"
 
 namespace isotherm::gateway {
 
@@ -21,19 +21,19 @@ class Caller {
   absl::Time deadline() const { return deadline_; }
 
   bool Gone() {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     return cancelled_ == nullptr || cancelled_();
   }
 
   // When it returns, `cancelled` is not running and will not be called again.
   void Leave() {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     cancelled_ = nullptr;
   }
 
  private:
   const absl::Time deadline_;
-  absl::Mutex mutex_;
+  base::Mutex mutex_;
   std::function<bool()> cancelled_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -36,7 +36,7 @@ void Engine::Start(ServingListener on_serving) {
 
 void Engine::Stop() {
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     draining_ = true;
     stopping_ = true;
   }
@@ -46,7 +46,7 @@ void Engine::Stop() {
 }
 
 absl::Status Engine::Submit(std::unique_ptr<Sequence> sequence) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   if (draining_) return absl::UnavailableError("draining");
   if (!refusal_.ok()) return refusal_;
   if (state_.context > 0) {
@@ -62,12 +62,12 @@ absl::Status Engine::Submit(std::unique_ptr<Sequence> sequence) {
 }
 
 void Engine::Drain() {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   draining_ = true;
 }
 
 RunnerState Engine::runner_state() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return state_;
 }
 
@@ -87,7 +87,7 @@ void Engine::Run() {
     }
     Publish();
     Wait();
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     if (stopping_) return;
   }
 }
@@ -95,7 +95,7 @@ void Engine::Run() {
 void Engine::TakeSubmissions() {
   std::vector<std::unique_ptr<Sequence>> incoming;
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     incoming.swap(incoming_);
     unstarted_ += static_cast<int64_t>(incoming.size());
   }
@@ -260,7 +260,7 @@ void Engine::CountSequences() {
   }
   const int64_t unstarted = std::count_if(waiting_.begin(), waiting_.end(),
                                           [](const auto& entry) { return !entry.second->started(); });
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   unstarted_ = unstarted;
 }
 
@@ -275,7 +275,7 @@ void Engine::Publish() {
 
   bool serving_changed = false;
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     refusal_ = link_.GraceOver() ? GraceStatus(options_.worker.grace, link_.cause()) : absl::OkStatus();
     if (state == state_) return;
     serving_changed = state.serving != state_.serving || state.cause != state_.cause;
@@ -288,7 +288,7 @@ void Engine::Wait() {
   if (link_.connected() && !idle()) return;
   bool probe = false;
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     if (link_.connected()) {
       probe = !mutex_.AwaitWithTimeout(absl::Condition(this, &Engine::Stirred), kProbeInterval);
     } else {

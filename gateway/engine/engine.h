@@ -12,8 +12,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "common/base/mutex.h"
 #include "gateway/engine/gateway_metrics.h"
 #include "gateway/engine/sequence.h"
 #include "gateway/engine/worker_link.h"
@@ -109,7 +109,7 @@ class Engine {
   uint64_t next_step_id_ = 1;
   absl::Time waiting_checked_ = absl::InfinitePast();
 
-  mutable absl::Mutex mutex_;
+  mutable base::Mutex mutex_;
   std::vector<std::unique_ptr<Sequence>> incoming_ ABSL_GUARDED_BY(mutex_);
   int64_t unstarted_ ABSL_GUARDED_BY(mutex_) = 0;  // in waiting_
   uint64_t next_sequence_id_ ABSL_GUARDED_BY(mutex_) = 1;

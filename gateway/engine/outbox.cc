@@ -11,7 +11,7 @@ constexpr size_t kMaxEvents = 8;
 }  // namespace
 
 void Outbox::Push(const v1::GenerateProgress& progress) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   if (!events_.empty() && events_.back().has_progress()) {
     *events_.back().mutable_progress() = progress;
   } else if (events_.size() < kMaxEvents) {
@@ -20,7 +20,7 @@ void Outbox::Push(const v1::GenerateProgress& progress) {
 }
 
 void Outbox::Push(const v1::GenerateChunk& chunk) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   if (events_.empty() || !events_.back().has_chunk()) events_.emplace_back();
   v1::GenerateChunk* last = events_.back().mutable_chunk();
   last->mutable_text()->append(chunk.text());
@@ -28,19 +28,19 @@ void Outbox::Push(const v1::GenerateChunk& chunk) {
 }
 
 void Outbox::Complete(const v1::GenerateComplete& complete) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   *events_.emplace_back().mutable_complete() = complete;
   ended_ = true;
 }
 
 void Outbox::Fail(const absl::Status& status) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   status_ = status;
   ended_ = true;
 }
 
 std::optional<v1::GenerateResponse> Outbox::Next() {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   mutex_.Await(absl::Condition(this, &Outbox::Readable));
   if (events_.empty()) return std::nullopt;
   v1::GenerateResponse event = std::move(events_.front());
@@ -49,7 +49,7 @@ std::optional<v1::GenerateResponse> Outbox::Next() {
 }
 
 absl::Status Outbox::status() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return status_;
 }
 

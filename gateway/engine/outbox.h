@@ -6,7 +6,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
+#include "common/base/mutex.h"
 #include "isotherm/v1/inference.pb.h"
 
 namespace isotherm::gateway {
@@ -30,7 +30,7 @@ class Outbox {
  private:
   bool Readable() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ended_ || !events_.empty(); }
 
-  mutable absl::Mutex mutex_;
+  mutable base::Mutex mutex_;
   std::deque<v1::GenerateResponse> events_ ABSL_GUARDED_BY(mutex_);
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);

@@ -87,7 +87,7 @@ ToyRunner::ToyRunner(const Options& options)
     : options_(options), cache_(size_t{options.blocks} * options.block_size) {}
 
 worker::v1::GetRunnerResponse ToyRunner::Describe() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   worker::v1::GetRunnerResponse response;
   response.set_instance_id(absl::StrCat("instance-", instance_));
   response.set_model_digest(options_.digest);
@@ -107,14 +107,20 @@ worker::v1::GetRunnerResponse ToyRunner::Describe() const {
 }
 
 worker::v1::StepResponse ToyRunner::Step(const worker::v1::StepRequest& request) {
+  return *StepOn(std::nullopt, request);
+}
+
+std::optional<worker::v1::StepResponse> ToyRunner::StepOn(const std::optional<std::string>& instance,
+                                                          const worker::v1::StepRequest& request) {
   absl::Duration step_time;
   {
-    absl::MutexLock lock(&mutex_);
+    base::MutexLock lock(&mutex_);
     step_time = options_.step_time;
   }
   if (step_time > absl::ZeroDuration()) absl::SleepFor(step_time);
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   mutex_.Await(absl::Condition(this, &ToyRunner::GateOpen));
+  if (instance.has_value() && *instance != absl::StrCat("instance-", instance_)) return std::nullopt;
   return StepLocked(request);
 }
 
@@ -214,72 +220,72 @@ void ToyRunner::ComputeSlice(const worker::v1::SequenceSlice& slice, worker::v1:
 }
 
 void ToyRunner::Restart() {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   ++instance_;
   cache_.assign(size_t{options_.blocks} * options_.block_size, std::nullopt);
 }
 
 void ToyRunner::SetReachable(bool reachable) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   reachable_ = reachable;
 }
 
 void ToyRunner::SetReady(bool ready, const std::string& cause) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   not_ready_ = ready ? "" : cause;
 }
 
 void ToyRunner::FailSteps(int count, bool retryable) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   failures_ = count;
   retryable_ = retryable;
 }
 
 void ToyRunner::RefuseToken(uint32_t token) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   refused_ = token;
 }
 
 void ToyRunner::BreakLogitsAfter(uint32_t token) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   broken_ = token;
 }
 
 void ToyRunner::CloseGate() {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   gate_open_ = false;
 }
 
 void ToyRunner::OpenGate() {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   gate_open_ = true;
 }
 
 void ToyRunner::SetBlocks(uint32_t blocks) {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   options_.blocks = blocks;
   cache_.assign(size_t{blocks} * options_.block_size, std::nullopt);
 }
 
 bool ToyRunner::reachable() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return reachable_;
 }
 
 std::string ToyRunner::instance_id() const { return Describe().instance_id(); }
 
 int64_t ToyRunner::steps() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return steps_;
 }
 
 int64_t ToyRunner::largest_batch() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return largest_batch_;
 }
 
 std::vector<std::string> ToyRunner::violations() const {
-  absl::MutexLock lock(&mutex_);
+  base::MutexLock lock(&mutex_);
   return violations_;
 }
 
@@ -302,11 +308,11 @@ class ToyWorkerClient final : public WorkerClient {
   absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request,
                                                absl::Duration) override {
     if (!Connected()) return absl::UnavailableError("the stream is broken");
-    worker::v1::StepResponse response = runner_->Step(request);
+    std::optional<worker::v1::StepResponse> response = runner_->StepOn(instance_id_, request);
     // Lost with its answer.
-    if (!Connected()) return absl::UnavailableError("the stream broke");
-    if (response.has_success()) return std::move(*response.mutable_success());
-    const worker::v1::StepFailure& failure = response.failure();
+    if (!response.has_value() || !Connected()) return absl::UnavailableError("the stream broke");
+    if (response->has_success()) return std::move(*response->mutable_success());
+    const worker::v1::StepFailure& failure = response->failure();
     if (failure.retryable()) return absl::UnavailableError(failure.message());
     return absl::Status(static_cast<absl::StatusCode>(failure.code()), failure.message());
   }

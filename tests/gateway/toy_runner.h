@@ -11,8 +11,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/base/mutex.h"
 #include "gateway/text/tokenizer.h"
 #include "gateway/workers/worker_client.h"
 #include "isotherm/worker/v1/model_runner.grpc.pb.h"
@@ -54,6 +54,9 @@ class ToyRunner {
   worker::v1::GetRunnerResponse Describe() const;
   // One answer for each request: success or failure.
   worker::v1::StepResponse Step(const worker::v1::StepRequest& request);
+  // Nothing where an instance is named and it is gone: a stream ends with its process.
+  std::optional<worker::v1::StepResponse> StepOn(const std::optional<std::string>& instance,
+                                                 const worker::v1::StepRequest& request);
 
   // Another process: the KV cache is empty, the instance another.
   void Restart();
@@ -93,7 +96,7 @@ class ToyRunner {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool GateOpen() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return gate_open_; }
 
-  mutable absl::Mutex mutex_;
+  mutable base::Mutex mutex_;
   Options options_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::optional<Row>> cache_ ABSL_GUARDED_BY(mutex_);  // [blocks * block_size]
   std::optional<Row> scratch_ ABSL_GUARDED_BY(mutex_);
