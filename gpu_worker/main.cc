@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <functional>
 #include <latch>
 #include <memory>
 #include <optional>
@@ -132,9 +133,10 @@ absl::Status Run() {
   absl::Status load_failure;
   std::latch listening(1);
   RunnerService service(
-      [&]() -> absl::StatusOr<std::unique_ptr<Engine>> {
+      [&](const std::function<bool()>& cancelled) -> absl::StatusOr<std::unique_ptr<Engine>> {
         listening.wait();
         if (server == nullptr) return absl::CancelledError("the server did not start");
+        options.cancelled = cancelled;
         return Engine::Load(options,
                             std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()}));
       },

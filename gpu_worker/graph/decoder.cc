@@ -14,7 +14,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model
                                                        const RunnerOptions& options,
                                                        const neuron::Placement& placement,
                                                        std::unique_ptr<Predictor> predictor, Device& device,
-                                                       const std::function<void(int64_t)>& progress) {
+                                                       const std::function<absl::Status()>& progress) {
   std::unique_ptr<Decoder> decoder(new Decoder(model.hyperparameters(), device));
   decoder->predictor_ = std::move(predictor);
   device.Configure({model.hyperparameters().hidden, model.hyperparameters().ffn,
@@ -23,7 +23,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model
   ISOTHERM_RETURN_IF_ERROR(decoder->LoadHead(model));
   for (int64_t l = 0; l < model.hyperparameters().layers; ++l) {
     ISOTHERM_RETURN_IF_ERROR(decoder->LoadLayer(model, l, options, placement));
-    progress(l + 1);
+    ISOTHERM_RETURN_IF_ERROR(progress());
   }
   ISOTHERM_RETURN_IF_ERROR(decoder->AllocateWorkspace(options));
   return decoder;

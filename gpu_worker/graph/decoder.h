@@ -27,12 +27,12 @@ struct Pass {
 // Thread-compatible.
 class Decoder {
  public:
-  // `progress(bytes)` is told how much of the file was taken in.
+  // `progress` is called after each layer; an error ends the loading with it.
   static absl::StatusOr<std::unique_ptr<Decoder>> Load(const model::Model& model,
                                                        const RunnerOptions& options,
                                                        const neuron::Placement& placement,
                                                        std::unique_ptr<Predictor> predictor, Device& device,
-                                                       const std::function<void(int64_t)>& progress);
+                                                       const std::function<absl::Status()>& progress);
 
   // Enqueues the pass on the device, between its BeginPass and EndPass.
   void Enqueue(const Pass& pass);

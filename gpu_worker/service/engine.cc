@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "common/base/host.h"
 #include "common/base/status_macros.h"
+#include "common/kernels/row_kernels.h"
 #include "common/observe/log.h"
 #include "common/rpc/server.h"
 #include "gpu_worker/predict/remote_predictor.h"
@@ -58,6 +59,7 @@ absl::Status CheckMemory(const MemoryPlan& plan, const model::Model& model) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options, std::unique_ptr<Device> device) {
+  if (const char* reason = kernels::UnsupportedCpuReason()) return absl::FailedPreconditionError(reason);
   std::unique_ptr<Engine> engine(new Engine());
   engine->device_ = std::move(device);
   ISOTHERM_RETURN_IF_ERROR(engine->LoadModel(std::move(options)));
@@ -77,9 +79,13 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_RETURN_IF_ERROR(MakeThePredictor(options, predictor));
   const bool yields_gate = predictor->yields_gate();
   observe::Progress progress("loading " + model_->DisplayName(), h.layers, "layers");
-  ISOTHERM_ASSIGN_OR_RETURN(
-      decoder_, Decoder::Load(*model_, runner_options_, plan_.neurons.placement, std::move(predictor),
-                              *device_, [&](int64_t) { progress.Advance(1); }));
+  ISOTHERM_ASSIGN_OR_RETURN(decoder_, Decoder::Load(*model_, runner_options_, plan_.neurons.placement,
+                                                    std::move(predictor), *device_, [&]() -> absl::Status {
+                                                      progress.Advance(1);
+                                                      return options.cancelled()
+                                                                 ? absl::CancelledError("stopped")
+                                                                 : absl::OkStatus();
+                                                    }));
   progress.Finish();
   runner_ = std::make_unique<Runner>(h, runner_options_, decoder_.get(), device_.get());
 
@@ -139,7 +145,10 @@ absl::Status Engine::EnsureReady() {
 }
 
 absl::Status Engine::EnsureReadyLocked() {
-  return cold_ == nullptr ? absl::OkStatus() : cold_->EnsureConnected();
+  if (cold_ == nullptr || cold_->connected()) return absl::OkStatus();
+  const absl::Status status = cold_->EnsureConnected();
+  RecordTransport(cold_->connected() ? exchange::TransportName(cold_->channel()->transport()) : "none");
+  return status;
 }
 
 worker::v1::GetRunnerResponse Engine::Describe() const {

@@ -1,6 +1,7 @@
 #ifndef ISOTHERM_GPU_WORKER_SERVICE_ENGINE_H_
 #define ISOTHERM_GPU_WORKER_SERVICE_ENGINE_H_
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,6 +30,8 @@ struct EngineOptions {
   std::string predictor_address;
   // CPU worker; the digest and geometry are filled in from the model.
   ColdWorkerOptions cold;
+  // Asked between layers while loading; true gives up with Cancelled.
+  std::function<bool()> cancelled = [] { return false; };
 };
 
 // The model on its device with the way to the CPU worker: everything ModelRunnerService speaks of.

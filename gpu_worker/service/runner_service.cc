@@ -58,7 +58,7 @@ RunnerService::~RunnerService() {
 void RunnerService::LoadAndWatch(const Loader& loader,
                                  const std::function<void(const absl::Status&)>& on_load_failure) {
   health_(false, cause());
-  absl::StatusOr<std::unique_ptr<Engine>> loaded = loader();
+  absl::StatusOr<std::unique_ptr<Engine>> loaded = loader([this] { return stopping(); });
   if (!loaded.ok()) {
     SetCause(std::string(loaded.status().message()));
     on_load_failure(loaded.status());
@@ -88,6 +88,11 @@ void RunnerService::SetCause(const std::string& cause) {
 std::shared_ptr<Engine> RunnerService::engine() const {
   base::MutexLock lock(&mutex_);
   return engine_;
+}
+
+bool RunnerService::stopping() const {
+  base::MutexLock lock(&mutex_);
+  return stopping_;
 }
 
 std::string RunnerService::cause() const {

@@ -18,7 +18,9 @@ namespace isotherm::gpu_worker {
 // and tells the process's health. Thread-safe.
 class RunnerService final : public worker::v1::ModelRunnerService::Service {
  public:
-  using Loader = std::function<absl::StatusOr<std::unique_ptr<Engine>>()>;
+  // Asks `cancelled` now and then and gives up when told.
+  using Loader =
+      std::function<absl::StatusOr<std::unique_ptr<Engine>>(const std::function<bool()>& cancelled)>;
   // (serving, cause): called when either changes.
   using HealthListener = std::function<void(bool, const std::string&)>;
 
@@ -38,6 +40,7 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
   void SetCause(const std::string& cause);
   std::shared_ptr<Engine> engine() const;
   std::string cause() const;
+  bool stopping() const;
 
   const std::string instance_id_;
   const HealthListener health_;

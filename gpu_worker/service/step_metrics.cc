@@ -112,4 +112,9 @@ void RecordStepFailure(absl::StatusCode code) {
       .Add();
 }
 
+void RecordTransport(const std::string& transport) {
+  Registry::Global().SetState("isotherm_exchange_transport", "1 for the transport that exchanges use now.",
+                              {}, {{"transport", transport}}, 1);
+}
+
 }  // namespace isotherm::gpu_worker

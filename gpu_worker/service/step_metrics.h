@@ -1,6 +1,8 @@
 #ifndef ISOTHERM_GPU_WORKER_SERVICE_STEP_METRICS_H_
 #define ISOTHERM_GPU_WORKER_SERVICE_STEP_METRICS_H_
 
+#include <string>
+
 #include "gpu_worker/graph/memory_plan.h"
 #include "gpu_worker/graph/runner.h"
 #include "isotherm/worker/v1/model_runner.pb.h"
@@ -13,6 +15,8 @@ void RecordPlan(const MemoryPlan& plan, const model::Hyperparameters& hyperparam
 void RecordStep(const worker::v1::StepRequest& request, const worker::v1::StepStatistics& statistics,
                 const Runner& runner, const model::Hyperparameters& hyperparameters);
 void RecordStepFailure(absl::StatusCode code);
+// "shm", "inline" or "none".
+void RecordTransport(const std::string& transport);
 
 }  // namespace isotherm::gpu_worker
 

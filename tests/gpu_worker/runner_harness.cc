@@ -26,9 +26,10 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
       auto predictor,
       MakePredictor(*harness->model_, {options.predictor, options.threshold_shift, runner.max_rows()},
                     *harness->device_));
-  ISOTHERM_ASSIGN_OR_RETURN(harness->decoder_,
-                            Decoder::Load(*harness->model_, runner, neuron::AllHot(h.layers, h.ffn),
-                                          std::move(predictor), *harness->device_, [](int64_t) {}));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      harness->decoder_,
+      Decoder::Load(*harness->model_, runner, neuron::AllHot(h.layers, h.ffn), std::move(predictor),
+                    *harness->device_, [] { return absl::OkStatus(); }));
   harness->runner_ = std::make_unique<Runner>(h, runner, harness->decoder_.get(), harness->device_.get());
   return harness;
 }
