@@ -56,6 +56,11 @@ absl::Status CheckMemory(const MemoryPlan& plan, const model::Model& model) {
       model.DisplayName(), plan.total() / kGiB, available / kGiB));
 }
 
+// "none" for a null channel.
+const char* NameTransport(const exchange::Channel* channel) {
+  return channel == nullptr ? "none" : exchange::TransportName(channel->transport());
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options, std::unique_ptr<Device> device) {
@@ -127,13 +132,16 @@ absl::Status Engine::MakeThePredictor(const EngineOptions& options, std::unique_
 
 absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepRequest& request) {
   base::MutexLock lock(&mutex_);
-  ISOTHERM_RETURN_IF_ERROR(EnsureReadyLocked());
+  // Whatever the CPU worker lacks (another model, say), the step is not at fault and waits for one that has it.
+  if (const absl::Status ready = EnsureReadyLocked(); !ready.ok()) {
+    return absl::UnavailableError(ready.message());
+  }
   exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();
   const int64_t bytes_before = channel == nullptr ? 0 : channel->bytes_exchanged();
   device_->SetChannel(channel, plan_.neurons.placement.epoch);
   ISOTHERM_ASSIGN_OR_RETURN(worker::v1::StepSuccess success, runner_->Run(request));
   worker::v1::StepStatistics& statistics = *success.mutable_statistics();
-  statistics.set_transport(channel == nullptr ? "none" : exchange::TransportName(channel->transport()));
+  statistics.set_transport(NameTransport(channel));
   statistics.set_exchange_bytes(channel == nullptr ? 0 : channel->bytes_exchanged() - bytes_before);
   RecordStep(request, statistics, *runner_, model_->hyperparameters());
   return success;
@@ -147,7 +155,7 @@ absl::Status Engine::EnsureReady() {
 absl::Status Engine::EnsureReadyLocked() {
   if (cold_ == nullptr || cold_->connected()) return absl::OkStatus();
   const absl::Status status = cold_->EnsureConnected();
-  RecordTransport(cold_->connected() ? exchange::TransportName(cold_->channel()->transport()) : "none");
+  RecordTransport(NameTransport(cold_->channel()));
   return status;
 }
 
@@ -167,8 +175,7 @@ worker::v1::GetRunnerResponse Engine::Describe() const {
   base::MutexLock lock(&mutex_);
   response.set_predictor(decoder_->predictor().name());
   response.set_mode(decoder_->predictor().exact() ? "exact" : "predicted");
-  exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();
-  response.set_transport(channel == nullptr ? "none" : exchange::TransportName(channel->transport()));
+  response.set_transport(NameTransport(cold_ == nullptr ? nullptr : cold_->channel()));
   return response;
 }
 
