@@ -101,6 +101,7 @@ absl::Status Engine::LoadModel(EngineOptions options) {
     cold_ = std::make_unique<ColdWorker>(std::move(options.cold), plan_.neurons.placement);
   }
   RecordPlan(plan_, h);
+  UpdateState();
   return absl::OkStatus();
 }
 
@@ -132,15 +133,17 @@ absl::Status Engine::MakeThePredictor(const EngineOptions& options, std::unique_
 
 absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepRequest& request) {
   base::MutexLock lock(&mutex_);
-  // Whatever the CPU worker lacks (another model, say), the step is not at fault and waits for one that has it.
+  // Whatever the CPU worker lacks, the step is not at fault: it waits for a worker that has it.
   if (const absl::Status ready = EnsureReadyLocked(); !ready.ok()) {
     return absl::UnavailableError(ready.message());
   }
   exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();
   const int64_t bytes_before = channel == nullptr ? 0 : channel->bytes_exchanged();
   device_->SetChannel(channel, plan_.neurons.placement.epoch);
-  ISOTHERM_ASSIGN_OR_RETURN(worker::v1::StepSuccess success, runner_->Run(request));
-  worker::v1::StepStatistics& statistics = *success.mutable_statistics();
+  absl::StatusOr<worker::v1::StepSuccess> success = runner_->Run(request);
+  UpdateState();
+  if (!success.ok()) return success;
+  worker::v1::StepStatistics& statistics = *success->mutable_statistics();
   statistics.set_transport(NameTransport(channel));
   statistics.set_exchange_bytes(channel == nullptr ? 0 : channel->bytes_exchanged() - bytes_before);
   RecordStep(request, statistics, *runner_, model_->hyperparameters());
@@ -156,7 +159,15 @@ absl::Status Engine::EnsureReadyLocked() {
   if (cold_ == nullptr || cold_->connected()) return absl::OkStatus();
   const absl::Status status = cold_->EnsureConnected();
   RecordTransport(NameTransport(cold_->channel()));
+  UpdateState();
   return status;
+}
+
+void Engine::UpdateState() {
+  base::MutexLock lock(&state_mutex_);
+  state_.predictor = decoder_->predictor().name();
+  state_.exact = decoder_->predictor().exact();
+  state_.transport = NameTransport(cold_ == nullptr ? nullptr : cold_->channel());
 }
 
 worker::v1::GetRunnerResponse Engine::Describe() const {
@@ -172,10 +183,10 @@ worker::v1::GetRunnerResponse Engine::Describe() const {
   response.set_hot_share(static_cast<double>(plan_.neurons.placement.HotCount()) /
                          static_cast<double>(h.layers * h.ffn));
   response.set_device(device_->name());
-  base::MutexLock lock(&mutex_);
-  response.set_predictor(decoder_->predictor().name());
-  response.set_mode(decoder_->predictor().exact() ? "exact" : "predicted");
-  response.set_transport(NameTransport(cold_ == nullptr ? nullptr : cold_->channel()));
+  base::MutexLock lock(&state_mutex_);
+  response.set_predictor(state_.predictor);
+  response.set_mode(state_.exact ? "exact" : "predicted");
+  response.set_transport(state_.transport);
   return response;
 }
 

@@ -48,7 +48,7 @@ class Engine {
   // that comes back is found before the next step asks for it.
   absl::Status EnsureReady();
 
-  // All but instance id and readiness.
+  // All but instance id and readiness. Waits for no step and no CPU worker.
   worker::v1::GetRunnerResponse Describe() const;
 
  private:
@@ -56,6 +56,7 @@ class Engine {
   absl::Status LoadModel(EngineOptions options);
   absl::Status MakeThePredictor(const EngineOptions& options, std::unique_ptr<Predictor>& predictor);
   absl::Status EnsureReadyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void UpdateState() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Set once by Load.
   std::unique_ptr<Device> device_;
@@ -64,7 +65,17 @@ class Engine {
   MemoryPlan plan_;
   bool needs_cold_worker_ = false;
 
-  mutable base::Mutex mutex_;
+  // What Describe tells of the objects below, as of the last step or attempt to connect.
+  struct State {
+    std::string predictor;
+    bool exact = false;
+    std::string transport = "none";
+  };
+  mutable base::Mutex state_mutex_;
+  State state_ ABSL_GUARDED_BY(state_mutex_);
+
+  // Held while a step runs or the CPU worker is sought, which may take seconds.
+  base::Mutex mutex_;
   std::unique_ptr<Decoder> decoder_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Runner> runner_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ColdWorker> cold_ ABSL_GUARDED_BY(mutex_);
