@@ -73,7 +73,8 @@ void NeuronService::Drain() {
   NeuronExecutor* executor;
   {
     base::MutexLock lock(&mutex_);
-    executor = executor_;
+    executor = std::exchange(executor_, nullptr);
+    not_ready_cause_ = "draining";
   }
   if (executor != nullptr) executor->AwaitStepEnd(kDrainPatience);
   base::MutexLock lock(&mutex_);

@@ -40,7 +40,7 @@ class NeuronService final : public worker::v1::NeuronService::Service {
   // calls.
   void SetNotReady(const std::string& cause);
   void SetReady(NeuronExecutor* executor, double read_bandwidth);
-  // Ends the open Exchange stream after the step in progress, or after a while.
+  // Ends the open Exchange stream after the step in progress, or after a while; no other opens.
   void Drain();
 
   grpc::Status GetNeuronWorker(grpc::ServerContext* context,
