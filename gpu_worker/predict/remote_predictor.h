@@ -21,8 +21,7 @@ struct RemotePredictorOptions {
 };
 
 // A predictor behind PredictorService. Lost, late or malformed answers never fail a step: its rows are then
-// computed in full, and exact(), name() and dense() say so ("all (predictor lost)") until the predictor is
-// back.
+// computed in full, and exact() and name() ("all (predictor lost)") say so until the predictor is back.
 absl::StatusOr<std::unique_ptr<Predictor>> MakeRemotePredictor(
     std::unique_ptr<worker::v1::PredictorService::Stub> stub, const RemotePredictorOptions& options);
 
