@@ -50,9 +50,12 @@ class Planner {
   StepPlan Take() { return std::move(plan_); }
 
  private:
+  // A chunk is planned whole or not at all: where a prompt is cut shall not depend on who shares the step.
   int64_t RowsThisStep(const SequenceSnapshot& sequence) const {
     const int64_t missing = sequence.rows_wanted - sequence.rows_computed;
-    return missing == 1 ? 1 : std::min(missing, prefill_rows_left_);
+    if (missing == 1) return 1;
+    const int64_t chunk = std::min(missing, limits_.max_prefill_rows);
+    return chunk <= prefill_rows_left_ ? chunk : 0;
   }
 
   int64_t BlocksMissing(const SequenceSnapshot& sequence, int64_t rows) const {

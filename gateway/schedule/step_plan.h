@@ -47,8 +47,9 @@ struct StepPlan {
 };
 
 // Pure and deterministic. First come, first served:
-//   - every running sequence that lacks one row decodes; the others prefill in chunks, oldest first, and
-//   share max_prefill_rows;
+//   - every running sequence that lacks one row decodes; the others prefill in chunks of max_prefill_rows,
+//   oldest first, as many whole chunks as max_prefill_rows holds: where a prompt is cut depends on nobody
+//   else, as its sums, and with them its text, depend on where it is cut;
 //   - where blocks run out, the youngest running sequence is preempted, so that the oldest always advances;
 //     A sequence that is itself the youngest stalls and keeps its blocks;
 //   - the first waiting sequence, and no other, is admitted, and only when all rows that it and the running

@@ -1,6 +1,7 @@
 #include "gpu_worker/graph/runner.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -12,6 +13,22 @@ namespace {
 namespace v1 = worker::v1;
 
 bool IsDecode(const v1::SequenceSlice& slice) { return slice.tokens_size() == 1; }
+
+// The slices of each pass. Decode rows share one. A prefill chunk has its own: how the sums over many rows
+// are ordered depends on the rows, and nobody's text shall depend on who else is in the step.
+std::vector<std::vector<int>> DivideIntoPasses(const v1::StepRequest& request) {
+  std::vector<int> decode;
+  std::vector<std::vector<int>> passes;
+  for (int i = 0; i < request.slices_size(); ++i) {
+    if (IsDecode(request.slices(i))) {
+      decode.push_back(i);
+    } else {
+      passes.push_back({i});
+    }
+  }
+  if (!decode.empty()) passes.insert(passes.begin(), std::move(decode));
+  return passes;
+}
 
 absl::Status Invalid(const std::string& where, const std::string& problem) {
   return absl::InvalidArgumentError(absl::StrCat(where, ": ", problem));
@@ -43,8 +60,8 @@ absl::StatusOr<v1::StepSuccess> Runner::Run(const v1::StepRequest& request) {
     success.add_outputs()->set_sequence_id(request.slices(i).sequence_id());
   }
   const bool exact_before = decoder_->predictor().exact();
-  for (bool decode : {true, false}) {
-    if (absl::Status status = RunPass(request, decode, success); !status.ok()) {
+  for (const std::vector<int>& slices : DivideIntoPasses(request)) {
+    if (absl::Status status = RunPass(request, slices, success); !status.ok()) {
       device_->TakeStatistics();  // a failed step's counts are discarded
       return status;
     }
@@ -118,13 +135,13 @@ absl::Status Runner::ValidateSlice(const v1::SequenceSlice& slice, const std::st
   return absl::OkStatus();
 }
 
-absl::Status Runner::RunPass(const v1::StepRequest& request, bool decode, v1::StepSuccess& success) {
+absl::Status Runner::RunPass(const v1::StepRequest& request, const std::vector<int>& slices,
+                             v1::StepSuccess& success) {
   Pass pass;
   pass.input.step = request.step_id();
   std::vector<Output> logits, scored;
-  for (int i = 0; i < request.slices_size(); ++i) {
+  for (const int i : slices) {
     const v1::SequenceSlice& slice = request.slices(i);
-    if (IsDecode(slice) != decode) continue;
     const auto table = static_cast<int32_t>(pass.input.block_tables.size());
     pass.input.block_tables.insert(pass.input.block_tables.end(), slice.block_table().begin(),
                                    slice.block_table().end());
@@ -140,7 +157,6 @@ absl::Status Runner::RunPass(const v1::StepRequest& request, bool decode, v1::St
       logits.push_back({i, static_cast<int32_t>(pass.input.rows()) - 1});
     }
   }
-  if (pass.input.rows() == 0) return absl::OkStatus();
 
   pass.logit_rows = static_cast<int64_t>(logits.size());
   std::vector<Output> outputs = std::move(logits);

@@ -37,7 +37,8 @@ class Runner {
 
   absl::Status Validate(const worker::v1::StepRequest& request) const;
   absl::Status ValidateSlice(const worker::v1::SequenceSlice& slice, const std::string& where) const;
-  absl::Status RunPass(const worker::v1::StepRequest& request, bool decode, worker::v1::StepSuccess& success);
+  absl::Status RunPass(const worker::v1::StepRequest& request, const std::vector<int>& slices,
+                       worker::v1::StepSuccess& success);
   absl::Status Collect(const std::vector<Output>& outputs, int64_t logit_rows,
                        worker::v1::StepSuccess& success);
   void Account(int64_t rows, worker::v1::StepStatistics& statistics);
