@@ -29,7 +29,7 @@ bool WorkerLink::Ready() {
   const absl::Time now = absl::Now();
   if (now < next_attempt_) return false;
   absl::StatusOr<worker::v1::GetRunnerResponse> runner = client_->Connect(kProbeTimeout);
-  loading_ = runner.ok() && !runner->ready();
+  loading_ = runner.ok() && !runner->ready() && runner->model_digest().empty();
   absl::Status status = runner.status();
   if (runner.ok()) {
     runner_ = *std::move(runner);

@@ -42,7 +42,7 @@ class WorkerLink {
 
   // OK outside an outage.
   const absl::Status& cause() const { return cause_; }
-  // The runner answers but is not ready.
+  // The runner answers but has not loaded its model yet.
   bool loading() const { return loading_; }
   bool GraceOver() const;
   // Until the next attempt to connect is due.

@@ -155,14 +155,23 @@ TEST(EngineOutageTest, NotServingUntilTheRunnerIsReadyWithItsCause) {
   HarnessOptions options;
   EngineHarness harness(options);
   ASSERT_TRUE(WaitFor([&] { return harness.is_serving.load(); }));
-  harness.runner.SetReady(false, "loading: 40 %");
+  harness.runner.SetReady(false, "its CPU worker is lost");
   ASSERT_TRUE(WaitFor([&] { return !harness.is_serving; })) << "noticed without a request";
-  ASSERT_TRUE(WaitFor([&] { return harness.engine->runner_state().loading; }));
-  EXPECT_EQ(harness.engine->runner_state().cause, "loading: 40 %");
+  ASSERT_TRUE(WaitFor([&] { return harness.engine->runner_state().cause == "its CPU worker is lost"; }));
+  EXPECT_FALSE(harness.engine->runner_state().loading);
   auto queued = harness.Submit(harness.Task("patience", 3));
   ASSERT_TRUE(queued->submitted.ok());
   harness.runner.SetReady(true, "");
   EXPECT_TRUE(queued->Finish().ok());
+}
+
+TEST(EngineOutageTest, ARunnerWithoutItsModelIsLoading) {
+  HarnessOptions options;
+  options.runner.digest = "";
+  EngineHarness harness(options);
+  harness.runner.SetReady(false, "loading: 40 %");
+  ASSERT_TRUE(WaitFor([&] { return harness.engine->runner_state().loading; }));
+  EXPECT_EQ(harness.engine->runner_state().cause, "loading: 40 %");
 }
 
 TEST(EngineOutageTest, ARunnerOfAnotherModelIsNotUsed) {
