@@ -1,5 +1,6 @@
 #include "gpu_worker/graph/memory_plan.h"
 
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -108,17 +109,18 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOpt
   const int64_t dense = plan.total();
   if (options.budget_bytes.has_value()) {
     if (dense > *options.budget_bytes) {
-      return absl::ResourceExhaustedError(
-          absl::StrFormat("--vram-budget of %.3f GiB is too small for '%s': attention %.1f MiB, embedding "
-                          "and head %.1f MiB, KV cache of %d "
-                          "tokens %.1f MiB, predictor '%s' %.1f MiB and workspace %.1f MiB need %.3f GiB "
-                          "before the first hot neuron. Raise "
-                          "the budget, or lower --kv-tokens, --ctx or --max-prefill-rows",
-                          *options.budget_bytes / kMiB / 1024, model.DisplayName(),
-                          At(plan, MemoryPurpose::kAttention) / kMiB, At(plan, MemoryPurpose::kHead) / kMiB,
-                          options.kv_tokens, At(plan, MemoryPurpose::kKvCache) / kMiB,
-                          PredictorKindName(options.predictor), At(plan, MemoryPurpose::kPredictor) / kMiB,
-                          At(plan, MemoryPurpose::kWorkspace) / kMiB, dense / kMiB / 1024));
+      // Rounded up: the budget that the message names must do.
+      const double least_gib = std::ceil(dense / kMiB / 1024 * 1000) / 1000;
+      return absl::ResourceExhaustedError(absl::StrFormat(
+          "--vram-budget of %.3f GiB is too small for '%s': attention %.1f MiB, embedding "
+          "and head %.1f MiB, KV cache of %d "
+          "tokens %.1f MiB, predictor '%s' %.1f MiB and workspace %.1f MiB need %.3f GiB "
+          "before the first hot neuron. Raise "
+          "the budget, or lower --kv-tokens, --ctx or --max-prefill-rows",
+          *options.budget_bytes / kMiB / 1024, model.DisplayName(),
+          At(plan, MemoryPurpose::kAttention) / kMiB, At(plan, MemoryPurpose::kHead) / kMiB,
+          options.kv_tokens, At(plan, MemoryPurpose::kKvCache) / kMiB, PredictorKindName(options.predictor),
+          At(plan, MemoryPurpose::kPredictor) / kMiB, At(plan, MemoryPurpose::kWorkspace) / kMiB, least_gib));
     }
     input.hot_budget_bytes = *options.budget_bytes - dense;
   } else {
