@@ -1,7 +1,6 @@
 """One process under test."""
 
 import os
-import signal
 import subprocess
 
 import suite
@@ -39,7 +38,7 @@ class Process:
 
     def terminate(self):
         """Sends SIGTERM and does not wait."""
-        self._process.send_signal(signal.SIGTERM)
+        self._process.terminate()
 
     def wait(self):
         """The exit code; negative for a signal."""
