@@ -52,6 +52,11 @@ ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9402",
 namespace isotherm::gpu_worker {
 namespace {
 
+// Bounds that keep every product of sizes far from overflow; what fits the machine is decided by its memory.
+constexpr int64_t kMostTokens = int64_t{1} << 30;
+constexpr int64_t kMostRows = 4096;  // the exchange's own limit
+constexpr int64_t kMostThreads = 4096;
+
 constexpr char kService[] = "isotherm.worker.v1.ModelRunnerService";
 
 int SpinMicroseconds() {
@@ -81,9 +86,9 @@ absl::Status ReadPredictorFlag(EngineOptions& options) {
   return absl::OkStatus();
 }
 
-absl::Status RequireAtLeast(const char* flag, int64_t value, int64_t least) {
-  if (value >= least) return absl::OkStatus();
-  return base::UsageError(absl::StrCat("--", flag, "=", value, ": must be at least ", least));
+absl::Status RequireBetween(const char* flag, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return base::UsageError(absl::StrCat("--", flag, "=", value, ": must be between ", least, " and ", most));
 }
 
 absl::StatusOr<EngineOptions> OptionsFromFlags() {
@@ -100,11 +105,11 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   options.runner.max_decode_rows = absl::GetFlag(FLAGS_max_decode_rows);
   options.runner.predictor_threshold_shift =
       static_cast<float>(absl::GetFlag(FLAGS_predictor_threshold_shift));
-  ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("ctx", options.runner.context, 0));
-  ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("kv-tokens", options.runner.kv_tokens, 0));
-  ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("max-prefill-rows", options.runner.max_prefill_rows, 1));
-  ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("max-decode-rows", options.runner.max_decode_rows, 1));
-  ISOTHERM_RETURN_IF_ERROR(RequireAtLeast("threads", absl::GetFlag(FLAGS_threads), 0));
+  ISOTHERM_RETURN_IF_ERROR(RequireBetween("ctx", options.runner.context, 0, kMostTokens));
+  ISOTHERM_RETURN_IF_ERROR(RequireBetween("kv-tokens", options.runner.kv_tokens, 0, kMostTokens));
+  ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-prefill-rows", options.runner.max_prefill_rows, 1, kMostRows));
+  ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-decode-rows", options.runner.max_decode_rows, 1, kMostRows));
+  ISOTHERM_RETURN_IF_ERROR(RequireBetween("threads", absl::GetFlag(FLAGS_threads), 0, kMostThreads));
   ISOTHERM_ASSIGN_OR_RETURN(options.runner.kv_type, KvTypeFromFlag());
   const double budget = absl::GetFlag(FLAGS_vram_budget);
   if (!(budget >= 0 && budget <= 1 << 20))
@@ -156,7 +161,7 @@ absl::Status Run() {
   listening.count_down();
   if (server == nullptr) return started.status();
   spdlog::info("gpu_worker listens on {}, device host with {} threads", absl::GetFlag(FLAGS_listen), threads);
-  ISOTHERM_RETURN_IF_ERROR(server->ServeUntilSignal());
+  ISOTHERM_RETURN_IF_ERROR(server->ServeUntilSignal([&] { service.Drain(); }));
   return load_failure;
 }
 

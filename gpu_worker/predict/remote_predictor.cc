@@ -10,15 +10,12 @@
 #include "common/base/status_macros.h"
 #include "common/neuron/mask.h"
 #include "common/observe/metrics.h"
+#include "common/rpc/status.h"
 
 namespace isotherm::gpu_worker {
 namespace {
 
 namespace v1 = worker::v1;
-
-absl::Status FromGrpc(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
 
 // One Predict stream. gRPC gives a stream one deadline for its whole life: the stream is renewed well before
 // it, so that the deadline bounds each answer.
@@ -149,7 +146,7 @@ absl::StatusOr<std::unique_ptr<Predictor>> MakeRemotePredictor(
   v1::GetPredictorRequest request;
   request.set_model_digest(options.model_digest);
   v1::GetPredictorResponse description;
-  ISOTHERM_RETURN_IF_ERROR(FromGrpc(stub->GetPredictor(&context, request, &description)));
+  ISOTHERM_RETURN_IF_ERROR(rpc::FromGrpc(stub->GetPredictor(&context, request, &description)));
   return std::make_unique<RemotePredictor>(std::move(stub), options, std::move(description));
 }
 

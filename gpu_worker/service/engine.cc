@@ -20,6 +20,8 @@ namespace {
 // memory.
 constexpr int64_t kDefaultContext = 4096;
 constexpr int64_t kDefaultSequences = 16;
+// Half of what a message may have leaves room for everything else in it.
+constexpr int64_t kLogitBytes = rpc::kDefaultMaxMessageBytes / 2;
 
 int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -42,6 +44,9 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
         absl::StrCat("--kv-type=q8_0 needs a head size that is a multiple of 32; this model's is ",
                      h.head_dim, ". Use f16"));
   }
+  // A step's logits travel in one message.
+  const int64_t most_rows = kLogitBytes / (h.vocabulary * static_cast<int64_t>(sizeof(float)));
+  runner.max_decode_rows = std::clamp<int64_t>(runner.max_decode_rows, 1, std::max<int64_t>(1, most_rows));
   runner.predictor = options.predictor.value_or(DefaultPredictorKind(model));
   return runner;
 }
@@ -142,6 +147,10 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepReque
   device_->SetChannel(channel, plan_.neurons.placement.epoch);
   absl::StatusOr<worker::v1::StepSuccess> success = runner_->Run(request);
   UpdateState();
+  if (!success.ok() && channel != nullptr && channel->failed()) {
+    // Whatever the channel died of, the step is not at fault.
+    return absl::UnavailableError(success.status().message());
+  }
   if (!success.ok()) return success;
   worker::v1::StepStatistics& statistics = *success->mutable_statistics();
   statistics.set_transport(NameTransport(channel));

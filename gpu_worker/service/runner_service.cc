@@ -1,8 +1,13 @@
 #include "gpu_worker/service/runner_service.h"
 
+#include <exception>
+#include <new>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
 #include "common/base/random_id.h"
+#include "common/base/status_macros.h"
 #include "common/rpc/server.h"
 #include "gpu_worker/service/step_metrics.h"
 
@@ -15,10 +20,25 @@ namespace v1 = worker::v1;
 // measurable.
 constexpr absl::Duration kWatchInterval = absl::Milliseconds(250);
 
+// A gateway that reconnects is here before its broken stream is noticed; one that is restarted waits for the
+// old one to drain by trying again.
+constexpr absl::Duration kStreamPatience = absl::Seconds(1);
+
 // A step that failed for these reasons left nothing behind and may be sent again.
 bool IsRetryable(absl::StatusCode code) {
   return code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kDeadlineExceeded ||
          code == absl::StatusCode::kDataLoss || code == absl::StatusCode::kAborted;
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> LoadGuarded(const RunnerService::Loader& loader,
+                                                    const std::function<bool()>& cancelled) {
+  try {
+    return loader(cancelled);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("out of memory while loading the model");
+  } catch (const std::exception& exception) {
+    return absl::InternalError(absl::StrCat("loading the model: ", exception.what()));
+  }
 }
 
 v1::StepResponse Answer(Engine& engine, const v1::StepRequest& request) {
@@ -58,7 +78,7 @@ RunnerService::~RunnerService() {
 void RunnerService::LoadAndWatch(const Loader& loader,
                                  const std::function<void(const absl::Status&)>& on_load_failure) {
   health_(false, cause());
-  absl::StatusOr<std::unique_ptr<Engine>> loaded = loader([this] { return stopping(); });
+  absl::StatusOr<std::unique_ptr<Engine>> loaded = LoadGuarded(loader, [this] { return stopping(); });
   if (!loaded.ok()) {
     SetCause(std::string(loaded.status().message()));
     on_load_failure(loaded.status());
@@ -95,6 +115,11 @@ bool RunnerService::stopping() const {
   return stopping_;
 }
 
+bool RunnerService::draining() const {
+  base::MutexLock lock(&mutex_);
+  return draining_;
+}
+
 std::string RunnerService::cause() const {
   base::MutexLock lock(&mutex_);
   return cause_;
@@ -112,16 +137,51 @@ grpc::Status RunnerService::GetRunner(grpc::ServerContext* context, const v1::Ge
   });
 }
 
+absl::StatusOr<std::shared_ptr<Engine>> RunnerService::OpenStream(grpc::ServerContext* context) {
+  base::MutexLock lock(&mutex_);
+  if (engine_ == nullptr) return absl::UnavailableError(cause_);
+  mutex_.AwaitWithTimeout(absl::Condition(this, &RunnerService::StreamIsFree), kStreamPatience);
+  if (draining_) return absl::UnavailableError("draining");
+  if (stream_ != nullptr) return absl::UnavailableError("another gateway holds the step stream");
+  stream_ = context;
+  return engine_;
+}
+
+void RunnerService::CloseStream() {
+  base::MutexLock lock(&mutex_);
+  stream_ = nullptr;
+}
+
+bool RunnerService::BeginStep() {
+  base::MutexLock lock(&mutex_);
+  in_step_ = !draining_;
+  return in_step_;
+}
+
+void RunnerService::EndStep() {
+  base::MutexLock lock(&mutex_);
+  in_step_ = false;
+}
+
+void RunnerService::Drain() {
+  base::MutexLock lock(&mutex_);
+  draining_ = true;
+  // Between steps the handler is blocked in a read, which only this ends.
+  if (stream_ != nullptr && !in_step_) stream_->TryCancel();
+}
+
 grpc::Status RunnerService::Step(grpc::ServerContext* context,
                                  grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) {
-  return rpc::Handle("Step", context, [&] {
-    const std::shared_ptr<Engine> loaded = engine();
-    if (loaded == nullptr) return absl::UnavailableError(cause());
+  return rpc::Handle("Step", context, [&]() -> absl::Status {
+    ISOTHERM_ASSIGN_OR_RETURN(const std::shared_ptr<Engine> engine, OpenStream(context));
+    const absl::Cleanup close = [this] { CloseStream(); };
     v1::StepRequest request;
-    while (stream->Read(&request)) {
-      if (!stream->Write(Answer(*loaded, request))) break;
+    while (stream->Read(&request) && BeginStep()) {
+      const bool written = stream->Write(Answer(*engine, request));
+      EndStep();
+      if (!written || draining()) break;
     }
-    return absl::OkStatus();
+    return draining() ? absl::UnavailableError("draining") : absl::OkStatus();
   });
 }
 

@@ -29,6 +29,9 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
                 std::function<void(const absl::Status&)> on_load_failure);
   ~RunnerService() override;
 
+  // Ends the open Step stream once the step in flight is answered and refuses further ones.
+  void Drain();
+
   grpc::Status GetRunner(grpc::ServerContext* context, const worker::v1::GetRunnerRequest* request,
                          worker::v1::GetRunnerResponse* response) override;
   grpc::Status Step(
@@ -41,6 +44,15 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
   std::shared_ptr<Engine> engine() const;
   std::string cause() const;
   bool stopping() const;
+  bool draining() const;
+  // Waits a little for an earlier stream to end. Unavailable while it lasts, before the model is loaded and
+  // when draining.
+  absl::StatusOr<std::shared_ptr<Engine>> OpenStream(grpc::ServerContext* context);
+  void CloseStream();
+  // False when the stream shall end instead of taking another step.
+  bool BeginStep();
+  void EndStep();
+  bool StreamIsFree() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stream_ == nullptr || draining_; }
 
   const std::string instance_id_;
   const HealthListener health_;
@@ -48,6 +60,10 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
   std::shared_ptr<Engine> engine_ ABSL_GUARDED_BY(mutex_);
   std::string cause_ ABSL_GUARDED_BY(mutex_) = "loading model";  // empty: ready
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  // KV blocks are one gateway's to give out, so there is one stream at a time.
+  grpc::ServerContext* stream_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  bool in_step_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread watcher_;
 };
 
