@@ -15,6 +15,17 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   target_compile_options(isotherm_options INTERFACE -Wthread-safety)
 endif()
 
+# What every test runs with. A suppression names the library it is for.
+set(ISOTHERM_TEST_ENVIRONMENT "ISOTHERM_SOURCE_DIR=${CMAKE_SOURCE_DIR}" "ISOTHERM_BINARY_DIR=${CMAKE_BINARY_DIR}")
+if(ISOTHERM_SANITIZE MATCHES "address")
+  list(APPEND ISOTHERM_TEST_ENVIRONMENT "LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp")
+endif()
+if(ISOTHERM_SANITIZE MATCHES "thread")
+  # What memcpy and its like touch on behalf of a library that was built without the sanitizer is that library's affair.
+  list(APPEND ISOTHERM_TEST_ENVIRONMENT
+       "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:ignore_noninstrumented_modules=1")
+endif()
+
 function(isotherm_library NAME)
   cmake_parse_arguments(ARG "" "" "SRCS;DEPS;PRIVATE_DEPS" ${ARGN})
   if(ARG_SRCS)
@@ -48,5 +59,5 @@ function(isotherm_test NAME)
   # GoogleTest prints this for a test that called GTEST_SKIP; CTest then lists the binary as skipped only
   # when every test in it was skipped.
   set_tests_properties(${NAME} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
-                       ENVIRONMENT "ISOTHERM_SOURCE_DIR=${CMAKE_SOURCE_DIR};ISOTHERM_BINARY_DIR=${CMAKE_BINARY_DIR}")
+                       ENVIRONMENT "${ISOTHERM_TEST_ENVIRONMENT}")
 endfunction()
