@@ -180,13 +180,17 @@ TEST_F(HostileClientTest, ADoorbellThatJumpsIsRefused) {
 TEST_F(HostileClientTest, TheExecutorsMasksAreOutOfReach) {
   std::atomic<Region*> region{nullptr};
   std::atomic<bool> stayed{false};
-  executor_.hook = [&](const ServerRequest& request, float*) {
+  FakeExecutor executor(SmallGeometry());
+  executor.hook = [&](const ServerRequest& request, float*) {
     while (region.load() == nullptr) absl::SleepFor(absl::Milliseconds(1));
     region.load()->slot(1).masks[0] = ~uint64_t{0};
     stayed = request.masks[0] == 5;
     return ServerAnswer{};
   };
-  RawClient client(socket_, directory_.path(), Transport::kSharedMemory);
+  const std::string socket = directory_.path() + "/hooked";
+  TestServer server(socket, ServerOptions{.shm_directory = directory_.path()}, PolicyFor(SmallGeometry()),
+                    &executor);
+  RawClient client(socket, directory_.path(), Transport::kSharedMemory);
   client.region()->slot(1).masks[0] = 5;
   client.Ring(GoodDescriptor(client.region()->generation()), 1);
   region = client.region();

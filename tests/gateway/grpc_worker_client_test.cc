@@ -138,8 +138,8 @@ TEST_F(GrpcWorkerClientTest, AStreamThatEndsIsUnavailableUntilConnectedAgain) {
 }
 
 TEST_F(GrpcWorkerClientTest, FailuresSayWhetherToTryAgain) {
-  bool retryable = true;
-  int code = static_cast<int>(absl::StatusCode::kDataLoss);
+  std::atomic<bool> retryable = true;
+  std::atomic<int> code = static_cast<int>(absl::StatusCode::kDataLoss);
   Start([&](grpc::ServerContext*, const StepRequest& request, StepResponse* response) {
     response->set_step_id(request.step_id());
     response->mutable_failure()->set_code(code);
@@ -156,20 +156,20 @@ TEST_F(GrpcWorkerClientTest, FailuresSayWhetherToTryAgain) {
 }
 
 TEST_F(GrpcWorkerClientTest, AnswersThatDoNotFitAreNotBelieved) {
-  std::function<void(StepResponse*)> spoil;
-  Start([&](grpc::ServerContext*, const StepRequest& request, StepResponse* response) {
-    Echo(request, response);
-    spoil(response);
-    return true;
-  });
   const std::vector<std::function<void(StepResponse*)>> ways = {
       [](StepResponse* r) { r->set_step_id(8); },
       [](StepResponse* r) { r->mutable_success()->mutable_outputs()->RemoveLast(); },
       [](StepResponse* r) { r->mutable_success()->mutable_outputs()->SwapElements(0, 1); },
       [](StepResponse* r) { r->clear_result(); },
   };
+  std::atomic<size_t> way = 0;
+  Start([&](grpc::ServerContext*, const StepRequest& request, StepResponse* response) {
+    Echo(request, response);
+    ways[way](response);
+    return true;
+  });
   for (size_t i = 0; i < ways.size(); ++i) {
-    spoil = ways[i];
+    way = i;
     ASSERT_TRUE(client_->Connect(absl::Seconds(5)).ok());
     EXPECT_EQ(client_->Step(TwoSlices(), absl::Seconds(5)).status().code(), absl::StatusCode::kUnavailable)
         << i;
