@@ -2,6 +2,11 @@
 
 namespace isotherm::gpu_worker {
 
+FfnParameters MakeFfnParameters(const model::Hyperparameters& hyperparameters) {
+  return {hyperparameters.hidden, hyperparameters.ffn, hyperparameters.activation,
+          hyperparameters.activation_threshold};
+}
+
 const char* MemoryPurposeName(MemoryPurpose purpose) {
   switch (purpose) {
     case MemoryPurpose::kAttention:

@@ -91,9 +91,17 @@ struct FfnParameters {
   float activation_threshold = 0;
 };
 
+FfnParameters MakeFfnParameters(const model::Hyperparameters& hyperparameters);
+
 // Sums over the passes since the last TakeStatistics.
 struct LayerStatistics {
   int64_t hot_computed = 0, cold_computed = 0, active = 0;
+  LayerStatistics& operator+=(const LayerStatistics& other) {
+    hot_computed += other.hot_computed;
+    cold_computed += other.cold_computed;
+    active += other.active;
+    return *this;
+  }
 };
 struct PassStatistics {
   std::vector<LayerStatistics> layers;
@@ -117,6 +125,9 @@ class Device {
   // Measured bytes a second when reading weights.
   virtual double MeasureReadBandwidth() = 0;
 
+  // Memory the device keeps for itself beside the buffers it hands out, for passes of at most `max_rows`
+  // rows.
+  virtual int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const = 0;
   // Sizes of the FFN workspace; once, before the first pass.
   virtual void Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) = 0;
   // The CPU worker's channel for the passes to come; null when every neuron is hot.

@@ -17,9 +17,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model
                                                        const std::function<absl::Status()>& progress) {
   std::unique_ptr<Decoder> decoder(new Decoder(model.hyperparameters(), device));
   decoder->predictor_ = std::move(predictor);
-  device.Configure({model.hyperparameters().hidden, model.hyperparameters().ffn,
-                    model.hyperparameters().activation, model.hyperparameters().activation_threshold},
-                   model.hyperparameters().layers, options.max_rows());
+  device.Configure(MakeFfnParameters(model.hyperparameters()), model.hyperparameters().layers,
+                   options.max_rows());
   ISOTHERM_RETURN_IF_ERROR(decoder->LoadHead(model));
   for (int64_t l = 0; l < model.hyperparameters().layers; ++l) {
     ISOTHERM_RETURN_IF_ERROR(decoder->LoadLayer(model, l, options, placement));

@@ -18,8 +18,8 @@ constexpr double kMiB = 1024.0 * 1024.0;
 // Expected cost of one exchange beside the cold rows' own time: a futex round trip between two processes of
 // one host, 10-17 us where both wait parked, and the copies.
 constexpr double kExchangeSeconds = 30e-6;
-// Predictors ask for up to twice the neurons that fire (recall is worth more than precision); the planner
-// needs the scale only.
+// Predictors ask for more neurons than fire, as recall is worth more than precision; the planner needs the
+// scale only.
 constexpr double kPredictedOverActive = 1.3;
 
 int64_t& At(MemoryPlan& plan, MemoryPurpose purpose) { return plan.bytes[static_cast<int>(purpose)]; }

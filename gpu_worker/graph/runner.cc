@@ -54,19 +54,21 @@ Runner::Runner(const model::Hyperparameters& hyperparameters, const RunnerOption
 absl::StatusOr<v1::StepSuccess> Runner::Run(const v1::StepRequest& request) {
   ISOTHERM_RETURN_IF_ERROR(Validate(request));
   const absl::Time start = absl::Now();
-  exchange_latencies_.clear();
+  Tally tally;
+  tally.layers.resize(h_.layers);
   v1::StepSuccess success;
   for (int i = 0; i < request.slices_size(); ++i) {
     success.add_outputs()->set_sequence_id(request.slices(i).sequence_id());
   }
   const bool exact_before = decoder_->predictor().exact();
   for (const std::vector<int>& slices : DivideIntoPasses(request)) {
-    if (absl::Status status = RunPass(request, slices, success); !status.ok()) {
+    if (absl::Status status = RunPass(request, slices, success, tally); !status.ok()) {
       device_->TakeStatistics();  // a failed step's counts are discarded
       return status;
     }
   }
   v1::StepStatistics& statistics = *success.mutable_statistics();
+  Account(std::move(tally), statistics);
   statistics.set_seconds(absl::ToDoubleSeconds(absl::Now() - start));
   statistics.set_exact(exact_before && decoder_->predictor().exact());
   statistics.set_predictor(decoder_->predictor().name());
@@ -136,7 +138,7 @@ absl::Status Runner::ValidateSlice(const v1::SequenceSlice& slice, const std::st
 }
 
 absl::Status Runner::RunPass(const v1::StepRequest& request, const std::vector<int>& slices,
-                             v1::StepSuccess& success) {
+                             v1::StepSuccess& success, Tally& tally) {
   Pass pass;
   pass.input.step = request.step_id();
   std::vector<Output> logits, scored;
@@ -168,7 +170,7 @@ absl::Status Runner::RunPass(const v1::StepRequest& request, const std::vector<i
   device_->BeginPass(pass.input);
   decoder_->Enqueue(pass);
   ISOTHERM_RETURN_IF_ERROR(device_->EndPass());
-  Account(pass.input.rows(), *success.mutable_statistics());
+  TakePass(pass.input.rows(), tally);
   return Collect(outputs, pass.logit_rows, success);
 }
 
@@ -191,28 +193,29 @@ absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_r
   return absl::OkStatus();
 }
 
-void Runner::Account(int64_t rows, v1::StepStatistics& statistics) {
+void Runner::TakePass(int64_t rows, Tally& tally) {
   PassStatistics pass = device_->TakeStatistics();
-  int64_t hot = 0, cold = 0, active = 0;
+  tally.rows += rows;
+  tally.cpu_worker_wait += pass.cpu_worker_wait;
+  tally.exchange_latencies.insert(tally.exchange_latencies.end(), pass.exchange_latencies.begin(),
+                                  pass.exchange_latencies.end());
+  for (int64_t l = 0; l < h_.layers; ++l) tally.layers[l] += pass.layers[l];
+}
+
+void Runner::Account(Tally tally, v1::StepStatistics& statistics) {
+  LayerStatistics sum;
   for (int64_t l = 0; l < h_.layers; ++l) {
-    const LayerStatistics& layer = pass.layers[l];
-    hot += layer.hot_computed;
-    cold += layer.cold_computed;
-    active += layer.active;
-    layer_totals_[l].hot_computed += layer.hot_computed;
-    layer_totals_[l].cold_computed += layer.cold_computed;
-    layer_totals_[l].active += layer.active;
+    sum += tally.layers[l];
+    layer_totals_[l] += tally.layers[l];
   }
-  rows_total_ += rows;
-  statistics.set_neurons_total(statistics.neurons_total() + rows * h_.layers * h_.ffn);
-  statistics.set_neurons_computed(statistics.neurons_computed() + hot + cold);
-  statistics.set_hot_neurons_computed(statistics.hot_neurons_computed() + hot);
-  statistics.set_neurons_active(statistics.neurons_active() + active);
-  statistics.set_exchanges(statistics.exchanges() + pass.exchange_latencies.size());
-  statistics.set_cpu_worker_wait_seconds(statistics.cpu_worker_wait_seconds() +
-                                         absl::ToDoubleSeconds(pass.cpu_worker_wait));
-  exchange_latencies_.insert(exchange_latencies_.end(), pass.exchange_latencies.begin(),
-                             pass.exchange_latencies.end());
+  rows_total_ += tally.rows;
+  statistics.set_neurons_total(tally.rows * h_.layers * h_.ffn);
+  statistics.set_neurons_computed(sum.hot_computed + sum.cold_computed);
+  statistics.set_hot_neurons_computed(sum.hot_computed);
+  statistics.set_neurons_active(sum.active);
+  statistics.set_exchanges(tally.exchange_latencies.size());
+  statistics.set_cpu_worker_wait_seconds(absl::ToDoubleSeconds(tally.cpu_worker_wait));
+  exchange_latencies_ = std::move(tally.exchange_latencies);
 }
 
 }  // namespace isotherm::gpu_worker

@@ -37,11 +37,19 @@ class Runner {
 
   absl::Status Validate(const worker::v1::StepRequest& request) const;
   absl::Status ValidateSlice(const worker::v1::SequenceSlice& slice, const std::string& where) const;
+  // What a step's passes add up to; it counts only if all of them succeed.
+  struct Tally {
+    std::vector<LayerStatistics> layers;
+    int64_t rows = 0;
+    std::vector<absl::Duration> exchange_latencies;
+    absl::Duration cpu_worker_wait;
+  };
   absl::Status RunPass(const worker::v1::StepRequest& request, const std::vector<int>& slices,
-                       worker::v1::StepSuccess& success);
+                       worker::v1::StepSuccess& success, Tally& tally);
   absl::Status Collect(const std::vector<Output>& outputs, int64_t logit_rows,
                        worker::v1::StepSuccess& success);
-  void Account(int64_t rows, worker::v1::StepStatistics& statistics);
+  void TakePass(int64_t rows, Tally& tally);
+  void Account(Tally tally, worker::v1::StepStatistics& statistics);
 
   const model::Hyperparameters h_;
   const RunnerOptions options_;

@@ -53,6 +53,12 @@ double HostDevice::MeasureReadBandwidth() {
   return neuron::MeasureReadBandwidth(pool_, buffer->data(), kBytes, absl::Milliseconds(200));
 }
 
+int64_t HostDevice::WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const {
+  const int64_t row = neuron::MaskWords(ffn.ffn) * 8 + ffn.ffn * static_cast<int64_t>(sizeof(float)) +
+                      kernels::SketchInputBytes(ffn.hidden);
+  return neuron::FfnExecutor::WorkspaceBytes(pool_.threads(), ffn.hidden, ffn.ffn, max_rows) + max_rows * row;
+}
+
 void HostDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) {
   ffn_ = ffn;
   executor_ = std::make_unique<neuron::FfnExecutor>(&pool_, ffn.hidden, ffn.ffn, max_rows);

@@ -51,14 +51,15 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
   return runner;
 }
 
-absl::Status CheckMemory(const MemoryPlan& plan, const model::Model& model) {
+// `scratch`: what the device keeps beside the planned buffers.
+absl::Status CheckMemory(const MemoryPlan& plan, int64_t scratch, const model::Model& model) {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t available, base::AvailableMemory());
-  if (plan.total() <= available) return absl::OkStatus();
+  if (plan.total() + scratch <= available) return absl::OkStatus();
   constexpr double kGiB = 1024.0 * 1024 * 1024;
   return absl::ResourceExhaustedError(absl::StrFormat(
       "'%s' needs %.2f GiB on this worker and %.2f GiB are available. Give it a smaller --vram-budget, "
       "--kv-tokens or --ctx, or a machine with more memory",
-      model.DisplayName(), plan.total() / kGiB, available / kGiB));
+      model.DisplayName(), (plan.total() + scratch) / kGiB, available / kGiB));
 }
 
 // "none" for a null channel.
@@ -82,7 +83,8 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
   ISOTHERM_ASSIGN_OR_RETURN(plan_, PlanMemory(*model_, runner_options_, device_->MeasureReadBandwidth()));
   spdlog::info("{}", plan_.ToString(*model_));
-  ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *model_));
+  ISOTHERM_RETURN_IF_ERROR(
+      CheckMemory(plan_, device_->WorkspaceBytes(MakeFfnParameters(h), runner_options_.max_rows()), *model_));
 
   base::MutexLock lock(&mutex_);
   std::unique_ptr<Predictor> predictor;
