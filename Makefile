@@ -10,7 +10,7 @@ JOBS ?= $(shell m=$$(awk '/MemAvailable/ {print int($$2 / 2097152) + 1}' /proc/m
 PRESET = $(notdir $(BUILD))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test test-asan test-tsan test-slow test-clang bench fuzz format clean
+.PHONY: help setup venv build run test test-asan test-tsan test-slow test-clang bench fuzz format clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ help: ## Show this list
 
 setup: ## Install missing packages (apt)
 	@tools/setup/install-dependencies.sh
+
+venv: setup ## Install the Python tools into .venv (pip); their tests then run too
+	@test -x .venv/bin/isotherm-synthesize || { python3 -m venv .venv && .venv/bin/pip install --quiet './tools/python[test]'; }
 
 build: setup ## Build everything into build/release
 	@test -f $(BUILD)/build.ninja || cmake --preset $(PRESET) --log-level=WARNING

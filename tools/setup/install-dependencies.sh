@@ -8,7 +8,7 @@ packages=(
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
   libhwy-dev libdnnl-dev prometheus-cpp-dev libspdlog-dev libsentencepiece-dev libpcre2-dev nlohmann-json3-dev
   libgtest-dev libgmock-dev libbenchmark-dev
-  python3 python3-grpcio python3-protobuf python3-numpy
+  python3 python3-venv python3-grpcio python3-protobuf python3-numpy
 )
 
 missing=()
