@@ -16,15 +16,12 @@ class Planner {
 
   void AdvanceRunning() {
     for (size_t i = 0; i < running_.size(); ++i) {
-      int64_t rows = RowsThisStep(running_[i]);
-      while (BlocksMissing(running_[i], rows) > free_blocks_ && i + 1 < running_.size()) PreemptYoungest();
-      SequenceSnapshot& sequence = running_[i];
-      rows = std::min(rows, RowsThatFit(sequence));
-      if (rows <= 0) continue;
-      PlanSlice(sequence, rows);
-      const int64_t blocks = BlocksMissing(sequence, rows);
+      const int64_t rows = RowsThisStep(running_[i]);
+      const int64_t blocks = BlocksMissing(running_[i], rows);
+      if (rows == 0 || !MakeRoom(i, blocks)) continue;
+      PlanSlice(running_[i], rows);
       free_blocks_ -= blocks;
-      sequence.blocks_held += blocks;
+      running_[i].blocks_held += blocks;
     }
   }
 
@@ -63,8 +60,14 @@ class Planner {
     return std::max<int64_t>(blocks - sequence.blocks_held, 0);
   }
 
-  int64_t RowsThatFit(const SequenceSnapshot& sequence) const {
-    return (sequence.blocks_held + free_blocks_) * limits_.block_size - sequence.rows_computed;
+  // Frees blocks for the running sequence at `index` at the cost of younger ones. False, with nobody
+  // preempted, if all they hold would not do; never for the oldest, which fits into the whole cache.
+  bool MakeRoom(size_t index, int64_t blocks) {
+    int64_t within_reach = free_blocks_;
+    for (size_t i = index + 1; i < running_.size(); ++i) within_reach += running_[i].blocks_held;
+    if (blocks > within_reach) return false;
+    while (blocks > free_blocks_) PreemptYoungest();
+    return true;
   }
 
   void PreemptYoungest() {

@@ -16,9 +16,9 @@ struct SequenceSnapshot {
 
 struct ScheduleLimits {
   int64_t block_size = 0;
-  // One row of one sequence is a decode row, several are a prefill chunk.
-  int64_t max_decode_rows =
-      0;  // also the most sequences that run at a time, so that every one of them decodes in every step
+  // One row of one sequence is a decode row, several are a prefill chunk. max_decode_rows is also the most
+  // sequences that run at a time, so that every one of them decodes in every step.
+  int64_t max_decode_rows = 0;
   int64_t max_prefill_rows = 0;  // over all chunks of a step
 };
 
@@ -48,13 +48,13 @@ struct StepPlan {
 
 // Pure and deterministic. First come, first served:
 //   - every running sequence that lacks one row decodes; the others prefill in chunks of max_prefill_rows,
-//   oldest first, as many whole chunks as max_prefill_rows holds: where a prompt is cut depends on nobody
-//   else, as its sums, and with them its text, depend on where it is cut;
-//   - where blocks run out, the youngest running sequence is preempted, so that the oldest always advances;
-//     A sequence that is itself the youngest stalls and keeps its blocks;
-//   - the first waiting sequence, and no other, is admitted, and only when all rows that it and the running
-//   ones want fit
-//     into the free blocks. So none is passed over, and what is admitted can prefill to its end.
+//     oldest first, as many whole chunks as max_prefill_rows holds. Where a prompt is cut depends on nobody
+//     else, because its sums, and with them its text, depend on where it is cut;
+//   - where blocks run out, the youngest running sequences are preempted, so that the oldest always
+//     advances. A sequence whose rows do not fit even then keeps its blocks and waits for older ones;
+//   - the first waiting sequence, and no other, is admitted next, and only when all rows that it and the
+//     running ones want fit into the free blocks. So none is passed over, and what is admitted can prefill
+//     to its end.
 StepPlan PlanStep(const ScheduleSnapshot& snapshot);
 
 }  // namespace isotherm::gateway

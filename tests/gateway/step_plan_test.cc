@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <string>
@@ -103,13 +104,28 @@ INSTANTIATE_TEST_SUITE_P(
              {{1, 8, 1}, {2, 8, 1}}},
         Case{"AsManyAsNeeded", {{1, 20, 12, 3}, {2, 4, 3, 1}, {3, 4, 3, 1}}, {}, 0, {3, 2}, {}, {{1, 12, 8}}},
         Case{"TheYoungestItselfStalls", {{1, 8, 7, 2}, {2, 9, 8, 2}}, {}, 0, {}, {}, {{1, 7, 1}}},
-        Case{"TheYoungestPrefillsWhatFits",
-             {{1, 8, 7, 2}, {2, 20, 4, 1}},
+        Case{"AChunkIsNotCutToTheBlocksLeft", {{1, 8, 7, 2}, {2, 20, 8, 2}}, {}, 1, {}, {}, {{1, 7, 1}}},
+        Case{"AChunkThatFitsTheBlocksLeft",
+             {{1, 8, 7, 2}, {2, 20, 8, 2}},
              {},
-             1,
+             2,
              {},
              {},
-             {{1, 7, 1}, {2, 4, 4}}},
+             {{1, 7, 1}, {2, 8, 8}}},
+        Case{"NobodyIsPreemptedInVain",
+             {{1, 8, 7, 2}, {2, 20, 8, 2}, {3, 4, 3, 1}},
+             {},
+             0,
+             {},
+             {},
+             {{1, 7, 1}, {3, 3, 1}}},
+        Case{"TheOldestTakesAllThatTheOthersHold",
+             {{1, 20, 8, 2}, {2, 8, 4, 1}, {3, 4, 3, 1}},
+             {},
+             0,
+             {3, 2},
+             {},
+             {{1, 8, 8}}},
         Case{"NothingIsAdmittedAfterAPreemption",
              {{1, 9, 8, 2}, {2, 6, 5, 2}},
              {{3, 1, 0, 0}},
@@ -163,6 +179,9 @@ TEST(StepPlanPropertyTest, EverySequenceFinishes) {
         ASSERT_EQ(slice.position, sequence.rows_computed);
         ASSERT_GT(slice.rows, 0);
         if (slice.rows > 1) prefill_rows += slice.rows;
+        ASSERT_EQ(slice.rows,
+                  std::min(sequence.rows_wanted - sequence.rows_computed, kLimits.max_prefill_rows))
+            << "a chunk was cut";
         const int64_t blocks = (slice.position + slice.rows + kLimits.block_size - 1) / kLimits.block_size;
         free_blocks -= std::max<int64_t>(blocks - sequence.blocks_held, 0);
         sequence.blocks_held = std::max(blocks, sequence.blocks_held);
