@@ -40,8 +40,9 @@ def free_port():
 class Cluster:
     """Serves the demo model between __enter__ and __exit__.
 
-    gateway, gpu_worker, cpu_worker: further flags of each process; cpu_worker=None runs without one. On exit every process that a
-    test has not killed must end with 0 on SIGTERM and leave nothing in the shared-memory folder; otherwise AssertionError.
+    gateway, gpu_worker, cpu_worker: further flags of each process; cpu_worker=None runs without one. On exit every process
+    that a test has not killed must end with 0 on SIGTERM and leave nothing in the shared-memory folder; otherwise
+    AssertionError.
     """
 
     def __init__(self, gateway=(), gpu_worker=(), cpu_worker=(), model=suite.MODEL):

@@ -60,7 +60,8 @@ class RestartTest(unittest.TestCase):
 
                     start = time.monotonic()
                     disturbed = generate_with_fault(running, self.prompts, kill_and_restart)
-                    print(f"\n{worker.name} killed and restarted: streams over after {time.monotonic() - start:.2f} s", flush=True)
+                    seconds = time.monotonic() - start
+                    print(f"\n{worker.name} killed and restarted: streams over after {seconds:.2f} s", flush=True)
                     self.check_same_streams(undisturbed, disturbed)
                     self.assertTrue(any(WAITING in stream.phases for stream in disturbed))
                     # Only the GPU worker holds state that must be built again.

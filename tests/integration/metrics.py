@@ -30,9 +30,6 @@ class Metrics:
     def total(self, name, **labels):
         return sum(self.values(name, **labels))
 
-    def __contains__(self, name):
-        return any(found in (name, f"{name}_count") for found, _, _ in self._samples)
-
 
 def scrape(port):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=suite.PATIENCE) as response:

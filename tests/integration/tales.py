@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import math
 
 import numpy
 
@@ -13,10 +12,12 @@ import suite
 EOS = 2
 END_OF_DOCUMENT = "<|endoftext|>"
 
-_OPENINGS = ("Once upon a time", "In a deep forest", "Far away by the sea", "On a cold winter night", "When the war was over",
-             "One fine morning", "Long before you were born", "At the edge of the village", "After many years", "Beyond the hills")
-_HEROES = ("a poor woodcutter", "the youngest son", "an old soldier", "the king's daughter", "a clever fox", "two brothers",
-           "a little tailor", "the miller's wife", "a wicked stepmother", "the black horse")
+_OPENINGS = (
+    "Once upon a time", "In a deep forest", "Far away by the sea", "On a cold winter night", "When the war was over",
+    "One fine morning", "Long before you were born", "At the edge of the village", "After many years", "Beyond the hills")
+_HEROES = (
+    "a poor woodcutter", "the youngest son", "an old soldier", "the king's daughter", "a clever fox",
+    "two brothers", "a little tailor", "the miller's wife", "a wicked stepmother", "the black horse")
 
 
 def prompts(count):
@@ -57,7 +58,3 @@ def validation_windows(cluster):
     assert hashlib.sha256(stream.tobytes()).hexdigest() == expected["tokens"]["sha256"], "other tokens than the reference's"
     body = expected["context"] - 1
     return [[1, *ids[start:start + body]] for start in range(0, len(ids) - body + 1, body)]
-
-
-def perplexity(nll, tokens):
-    return math.exp(nll / tokens)
