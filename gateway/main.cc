@@ -27,7 +27,10 @@ ABSL_FLAG(std::string, model, "",
           "read.");
 ABSL_FLAG(std::string, worker, "127.0.0.1:7071", "Address of the GPU worker: host:port or unix:/path.");
 ABSL_FLAG(absl::Duration, worker_grace, absl::Seconds(60),
-          "How long streams wait for a lost worker before they end with UNAVAILABLE.");
+          "How long streams wait for a lost worker before they end with UNAVAILABLE; 0s: not at all.");
+ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(120),
+          "A worker that takes longer than this over one step counts as lost. A step is one token of every "
+          "stream, or a chunk of a prompt.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7070",
           "Where clients connect: host:port or unix:/path, several separated by commas.");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9401",
@@ -58,7 +61,7 @@ base::Program Description() {
           "gateway --model tales.gguf --worker unix:/run/isotherm/gpu.sock \\\n"
           "        --listen unix:/run/isotherm/gateway.sock,0.0.0.0:7070 --max-queue 1000",
       .groups = {{"Model", {"model"}},
-                 {"Worker", {"worker", "worker_grace"}},
+                 {"Worker", {"worker", "worker_grace", "step_timeout"}},
                  {"Serving", {"listen", "metrics_listen", "max_queue", "drain_timeout"}}}};
 }
 
@@ -70,6 +73,9 @@ absl::Status CheckFlags() {
   if (absl::GetFlag(FLAGS_max_queue) < 1) return base::UsageError("--max-queue must be at least 1");
   if (absl::GetFlag(FLAGS_worker_grace) < absl::ZeroDuration()) {
     return base::UsageError("--worker-grace must not be negative");
+  }
+  if (absl::GetFlag(FLAGS_step_timeout) <= absl::ZeroDuration()) {
+    return base::UsageError("--step-timeout must be positive");
   }
   return absl::OkStatus();
 }
@@ -87,6 +93,7 @@ EngineOptions EngineOptionsFromFlags(const model::Model& model, const text::Toke
   options.worker.model_digest = model.digest();
   options.worker.vocabulary_size = tokenizer.vocabulary_size();
   options.worker.grace = absl::GetFlag(FLAGS_worker_grace);
+  options.worker.step_timeout = absl::GetFlag(FLAGS_step_timeout);
   options.max_queue = absl::GetFlag(FLAGS_max_queue);
   return options;
 }

@@ -15,8 +15,10 @@ constexpr absl::Duration kProbeInterval = absl::Seconds(1);
 constexpr absl::Duration kWaitingCheckInterval = absl::Milliseconds(50);
 
 absl::Status GraceStatus(absl::Duration grace, const absl::Status& cause) {
-  return absl::UnavailableError(absl::StrCat(
-      "the worker was lost for more than ", absl::FormatDuration(grace), ": ", std::string(cause.message())));
+  const std::string how_long =
+      grace > absl::ZeroDuration() ? absl::StrCat(" for more than ", absl::FormatDuration(grace)) : "";
+  return absl::UnavailableError(
+      absl::StrCat("the worker was lost", how_long, ": ", std::string(cause.message())));
 }
 
 }  // namespace
@@ -85,6 +87,7 @@ void Engine::Run() {
     } else {
       Suspend();
     }
+    if (link_.GraceOver()) FailAll(GraceStatus(options_.worker.grace, link_.cause()));
     Publish();
     Wait();
     base::MutexLock lock(&mutex_);
@@ -152,10 +155,6 @@ void Engine::AdoptRunner() {
 }
 
 void Engine::Suspend() {
-  if (link_.GraceOver()) {
-    FailAll(GraceStatus(options_.worker.grace, link_.cause()));
-    return;
-  }
   for (Sequences* sequences : {&running_, &waiting_}) {
     for (auto& [id, sequence] : *sequences) sequence->WaitForWorker();
   }

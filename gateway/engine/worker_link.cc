@@ -20,14 +20,13 @@ constexpr absl::Duration kProbeTimeout = absl::Seconds(1);
 
 WorkerLink::WorkerLink(WorkerLinkOptions options, std::unique_ptr<WorkerClient> client)
     : options_(std::move(options)), client_(std::move(client)), backoff_(kFirstBackoff) {
-  Lose(absl::UnavailableError("not connected to the GPU worker yet"), absl::Now());
+  Lose(absl::UnavailableError("not connected to the GPU worker yet"));
   next_attempt_ = absl::InfinitePast();
 }
 
 bool WorkerLink::Ready() {
   if (connected_) return true;
-  const absl::Time now = absl::Now();
-  if (now < next_attempt_) return false;
+  if (absl::Now() < next_attempt_) return false;
   absl::StatusOr<worker::v1::GetRunnerResponse> runner = client_->Connect(kProbeTimeout);
   loading_ = runner.ok() && !runner->ready() && runner->model_digest().empty();
   absl::Status status = runner.status();
@@ -36,7 +35,7 @@ bool WorkerLink::Ready() {
     status = CheckRunner();
   }
   if (!status.ok()) {
-    Lose(status, now);
+    Lose(status);
     return false;
   }
   connected_ = true;
@@ -64,20 +63,20 @@ absl::Status WorkerLink::CheckRunner() {
   return absl::OkStatus();
 }
 
-void WorkerLink::Lose(const absl::Status& cause, absl::Time since) {
+void WorkerLink::Lose(const absl::Status& cause) {
   if (cause_ != cause) spdlog::warn("no steps for now: {}", std::string(cause.message()));
   connected_ = false;
   cause_ = cause;
-  if (!lost_since_) lost_since_ = since;
-  next_attempt_ = absl::Now() + backoff_;
+  const absl::Time now = absl::Now();
+  if (!lost_since_) lost_since_ = now;
+  next_attempt_ = now + backoff_;
   backoff_ = std::min(2 * backoff_, kMaxBackoff);
 }
 
 absl::StatusOr<worker::v1::StepSuccess> WorkerLink::Step(const worker::v1::StepRequest& request) {
-  const absl::Time sent = absl::Now();
-  absl::StatusOr<worker::v1::StepSuccess> success = client_->Step(request, options_.grace);
+  absl::StatusOr<worker::v1::StepSuccess> success = client_->Step(request, options_.step_timeout);
   if (absl::IsUnavailable(success.status())) {
-    Lose(success.status(), sent);
+    Lose(success.status());
   } else {
     Confirm();
   }
@@ -88,7 +87,7 @@ void WorkerLink::Probe() {
   if (!connected_) return;
   const absl::StatusOr<worker::v1::GetRunnerResponse> runner = client_->GetRunner(kProbeTimeout);
   if (!runner.ok()) {
-    Lose(runner.status(), absl::Now());
+    Lose(runner.status());
   } else if (!runner->ready() || runner->instance_id() != runner_.instance_id()) {
     // The next connection finds out the rest.
     connected_ = false;

@@ -17,13 +17,16 @@ struct WorkerLinkOptions {
   // The runner must serve this very file.
   std::string model_digest;
   int64_t vocabulary_size = 0;
-  // How long an outage may last before requests end. Also the longest wait for one step.
+  // How long an outage may last before requests end; zero: it ends them at once. A step that is taking its
+  // time is no outage yet.
   absl::Duration grace = absl::Seconds(60);
+  // A step that takes longer begins an outage.
+  absl::Duration step_timeout = absl::Seconds(120);
 };
 
 // The worker client with a memory: whether steps may be sent, since when not and why. An outage begins with
-// the first failure and ends with Confirm or a step that was answered; a connection alone does not end it,
-// for a runner can be reachable and still fail every step. Thread-compatible.
+// the first failure noticed and ends with Confirm or a step that was answered; a connection alone does not
+// end it, for a runner can be reachable and still fail every step. Thread-compatible.
 class WorkerLink {
  public:
   WorkerLink(WorkerLinkOptions options, std::unique_ptr<WorkerClient> client);
@@ -50,7 +53,7 @@ class WorkerLink {
 
  private:
   absl::Status CheckRunner();
-  void Lose(const absl::Status& cause, absl::Time since);
+  void Lose(const absl::Status& cause);
 
   const WorkerLinkOptions options_;
   const std::unique_ptr<WorkerClient> client_;

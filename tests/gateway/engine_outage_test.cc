@@ -139,6 +139,47 @@ TEST(EngineOutageTest, AWorkerThatFailsEveryStepCountsAsLost) {
   EXPECT_THAT(std::string(end.message()), HasSubstr("failed on purpose"));
 }
 
+TEST(EngineOutageTest, AStepLongerThanTheGraceIsNoOutage) {
+  for (const absl::Duration grace : {absl::ZeroDuration(), absl::Milliseconds(20)}) {
+    HarnessOptions options;
+    options.runner.step_time = absl::Milliseconds(60);
+    options.engine.worker.grace = grace;
+    EngineHarness harness(options);
+    ASSERT_TRUE(WaitFor([&] { return harness.is_serving.load(); }));
+    const GenerateTask task = harness.Task("slow but steady", 5);
+    auto call = harness.Submit(task);
+    ASSERT_TRUE(call->Finish().ok());
+    EXPECT_EQ(call->tokens, harness.Expected(task, 5));
+  }
+}
+
+TEST(EngineOutageTest, AStepThatTakesTooLongBeginsAnOutage) {
+  HarnessOptions options;
+  options.engine.worker.grace = absl::Milliseconds(400);
+  options.engine.worker.step_timeout = absl::Milliseconds(500);
+  EngineHarness harness(options);
+  const GenerateTask task = harness.Task("hung", 100);
+  auto call = harness.Submit(task);
+  call->Read(1);
+  harness.runner.CloseGate();
+  EXPECT_TRUE(WaitFor([&] { return !harness.is_serving; }));
+  harness.runner.OpenGate();
+  ASSERT_TRUE(call->Finish().ok()) << "the grace counts from the end of the step, not from its beginning";
+  EXPECT_EQ(call->tokens, harness.Expected(task, 100));
+}
+
+TEST(EngineOutageTest, WithoutGraceAnOutageEndsStreamsAtOnce) {
+  EngineHarness harness(Slow(absl::ZeroDuration()));
+  ASSERT_TRUE(WaitFor([&] { return harness.is_serving.load(); }));
+  auto call = harness.Submit(harness.Task("once", 500));
+  call->Read(5);
+  harness.runner.FailSteps(1, true);
+  const absl::Status end = call->Finish();
+  EXPECT_EQ(end.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(end.message(), "the worker was lost: failed on purpose");
+  EXPECT_TRUE(WaitFor([&] { return harness.Submit(harness.Task("again", 5))->Finish().ok(); }));
+}
+
 TEST(EngineOutageTest, CancellationAndDeadlinesWorkDuringAnOutage) {
   EngineHarness harness(Slow());
   auto cancelled = harness.Submit(harness.Task("one", 500));

@@ -107,11 +107,13 @@ worker::v1::GetRunnerResponse ToyRunner::Describe() const {
 }
 
 worker::v1::StepResponse ToyRunner::Step(const worker::v1::StepRequest& request) {
-  return *StepOn(std::nullopt, request);
+  return *StepOn(std::nullopt, request, [] { return true; });
 }
 
 std::optional<worker::v1::StepResponse> ToyRunner::StepOn(const std::optional<std::string>& instance,
-                                                          const worker::v1::StepRequest& request) {
+                                                          const worker::v1::StepRequest& request,
+                                                          absl::FunctionRef<bool()> patient) {
+  constexpr absl::Duration kPatience = absl::Milliseconds(5);
   absl::Duration step_time;
   {
     base::MutexLock lock(&mutex_);
@@ -119,7 +121,10 @@ std::optional<worker::v1::StepResponse> ToyRunner::StepOn(const std::optional<st
   }
   if (step_time > absl::ZeroDuration()) absl::SleepFor(step_time);
   base::MutexLock lock(&mutex_);
-  mutex_.Await(absl::Condition(this, &ToyRunner::GateOpen));
+  while (!mutex_.AwaitWithTimeout(absl::Condition(this, &ToyRunner::GateOpen), kPatience)) {
+    if (!patient()) return std::nullopt;
+  }
+  if (!patient()) return std::nullopt;
   if (instance.has_value() && *instance != absl::StrCat("instance-", instance_)) return std::nullopt;
   return StepLocked(request);
 }
@@ -306,11 +311,16 @@ class ToyWorkerClient final : public WorkerClient {
   }
 
   absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request,
-                                               absl::Duration) override {
+                                               absl::Duration timeout) override {
     if (!Connected()) return absl::UnavailableError("the stream is broken");
-    std::optional<worker::v1::StepResponse> response = runner_->StepOn(instance_id_, request);
+    const absl::Time deadline = absl::Now() + timeout;
+    std::optional<worker::v1::StepResponse> response =
+        runner_->StepOn(instance_id_, request, [&] { return absl::Now() < deadline; });
     // Lost with its answer.
-    if (!response.has_value() || !Connected()) return absl::UnavailableError("the stream broke");
+    if (!response.has_value() || !Connected()) {
+      instance_id_.clear();
+      return absl::UnavailableError("the stream broke");
+    }
     if (response->has_success()) return std::move(*response->mutable_success());
     const worker::v1::StepFailure& failure = response->failure();
     if (failure.retryable()) return absl::UnavailableError(failure.message());

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -54,9 +55,11 @@ class ToyRunner {
   worker::v1::GetRunnerResponse Describe() const;
   // One answer for each request: success or failure.
   worker::v1::StepResponse Step(const worker::v1::StepRequest& request);
-  // Nothing where an instance is named and it is gone: a stream ends with its process.
+  // Nothing where an instance is named and it is gone, for a stream ends with its process, or where
+  // `patient`, asked from time to time, says no.
   std::optional<worker::v1::StepResponse> StepOn(const std::optional<std::string>& instance,
-                                                 const worker::v1::StepRequest& request);
+                                                 const worker::v1::StepRequest& request,
+                                                 absl::FunctionRef<bool()> patient);
 
   // Another process: the KV cache is empty, the instance another.
   void Restart();
