@@ -77,6 +77,7 @@ void Engine::Run() {
   while (true) {
     TakeSubmissions();
     EndAbandoned();
+    abandoned_.clear();
     if (link_.Ready()) {
       AdoptRunner();
       if (idle()) {
@@ -131,9 +132,20 @@ void Engine::EndAbandonedIn(Sequences& sequences, absl::Time now) {
     } else if (sequence.caller().Gone()) {
       end = absl::CancelledError("the caller is gone");
     }
-    if (!end.ok()) sequence.Fail(end);
-    it = end.ok() ? std::next(it) : sequences.erase(it);
+    const auto next = std::next(it);
+    if (!end.ok()) {
+      sequence.Fail(end);
+      abandoned_.insert(sequences.extract(it));
+    }
+    it = next;
   }
+}
+
+bool Engine::AttendCallers() {
+  TakeSubmissions();
+  EndAbandoned();
+  base::MutexLock lock(&mutex_);
+  return !stopping_;
 }
 
 // Another instance starts with an empty KV cache, whatever its predecessor held.
@@ -203,7 +215,8 @@ void Engine::Execute(absl::Span<const PlannedSlice> slices) {
   }
   if (request.slices().empty()) return;
 
-  const absl::StatusOr<worker::v1::StepSuccess> success = link_.Step(request);
+  const absl::StatusOr<worker::v1::StepSuccess> success =
+      link_.Step(request, [this] { return AttendCallers(); });
   if (success.ok()) {
     AcceptOutputs(request, *success);
   } else if (absl::IsUnavailable(success.status())) {
@@ -226,6 +239,7 @@ void Engine::AcceptOutputs(const worker::v1::StepRequest& request, const worker:
     const worker::v1::SequenceSlice& slice = request.slices(i);
     rows += slice.tokens_size();
     const auto it = running_.find(slice.sequence_id());
+    if (it == running_.end()) continue;  // abandoned in the meantime
     const absl::StatusOr<bool> over =
         it->second->Accept(slice, success.outputs(i), success.statistics(), now);
     if (!over.ok()) {
@@ -240,7 +254,7 @@ void Engine::AcceptOutputs(const worker::v1::StepRequest& request, const worker:
 
 void Engine::EndRunning(uint64_t id, const absl::Status& status) {
   auto node = running_.extract(id);
-  node.mapped()->Fail(status);
+  if (!node.empty()) node.mapped()->Fail(status);
 }
 
 void Engine::FailAll(const absl::Status& status) {

@@ -76,6 +76,8 @@ class Engine {
   void TakeSubmissions();
   void EndAbandoned();
   void EndAbandonedIn(Sequences& sequences, absl::Time now);
+  // While a step is in flight: answers whoever waits no longer. False: the step is to be given up.
+  bool AttendCallers();
   void AdoptRunner();
   void Suspend();
   void RunStep();
@@ -83,6 +85,7 @@ class Engine {
   void Preempt(uint64_t id);
   void Execute(absl::Span<const PlannedSlice> slices);
   void AcceptOutputs(const worker::v1::StepRequest& request, const worker::v1::StepSuccess& success);
+  // Nothing if it was abandoned already.
   void EndRunning(uint64_t id, const absl::Status& status);
   void FailAll(const absl::Status& status);
   void CountSequences();
@@ -106,6 +109,7 @@ class Engine {
   int64_t context_ = 0;
   Sequences running_;
   Sequences waiting_;
+  Sequences abandoned_;  // answered, but a step may still write into their blocks
   uint64_t next_step_id_ = 1;
   absl::Time waiting_checked_ = absl::InfinitePast();
 

@@ -73,8 +73,10 @@ void WorkerLink::Lose(const absl::Status& cause) {
   backoff_ = std::min(2 * backoff_, kMaxBackoff);
 }
 
-absl::StatusOr<worker::v1::StepSuccess> WorkerLink::Step(const worker::v1::StepRequest& request) {
-  absl::StatusOr<worker::v1::StepSuccess> success = client_->Step(request, options_.step_timeout);
+absl::StatusOr<worker::v1::StepSuccess> WorkerLink::Step(const worker::v1::StepRequest& request,
+                                                         absl::FunctionRef<bool()> keep_waiting) {
+  absl::StatusOr<worker::v1::StepSuccess> success =
+      client_->Step(request, options_.step_timeout, keep_waiting);
   if (absl::IsUnavailable(success.status())) {
     Lose(success.status());
   } else {

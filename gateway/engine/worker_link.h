@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -38,7 +39,8 @@ class WorkerLink {
   const worker::v1::GetRunnerResponse& runner() const { return runner_; }
 
   // As WorkerClient::Step. Unavailable begins or continues an outage.
-  absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request);
+  absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request,
+                                               absl::FunctionRef<bool()> keep_waiting);
   // Asks the connected runner whether it is still there and ready.
   void Probe();
   void Confirm();

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -15,6 +16,12 @@ namespace {
 
 using worker::v1::ModelRunnerService;
 
+// How long to wait for the worker.
+struct Patience {
+  absl::Time deadline;
+  absl::FunctionRef<bool()> keep_waiting;
+};
+
 // One Step stream. Its operations run one at a time on a completion queue of their own, which bounds every
 // wait without a thread to watch it. Destruction cancels the stream.
 class StepStream {
@@ -24,7 +31,7 @@ class StepStream {
     auto stream = std::unique_ptr<StepStream>(new StepStream());
     stream->call_ = stub->PrepareAsyncStep(&stream->context_, &stream->queue_);
     stream->call_->StartCall(stream.get());
-    ISOTHERM_RETURN_IF_ERROR(stream->Finished("opening the step stream", deadline));
+    ISOTHERM_RETURN_IF_ERROR(stream->Finished("opening the step stream", {deadline, [] { return true; }}));
     return stream;
   }
 
@@ -39,29 +46,37 @@ class StepStream {
   }
 
   absl::StatusOr<worker::v1::StepResponse> RoundTrip(const worker::v1::StepRequest& request,
-                                                     absl::Time deadline) {
+                                                     const Patience& patience) {
     call_->Write(request, this);
-    ISOTHERM_RETURN_IF_ERROR(Finished("sending a step", deadline));
+    ISOTHERM_RETURN_IF_ERROR(Finished("sending a step", patience));
     call_->Read(&response_, this);
-    ISOTHERM_RETURN_IF_ERROR(Finished("waiting for a step", deadline));
+    ISOTHERM_RETURN_IF_ERROR(Finished("waiting for a step", patience));
     return std::move(response_);
   }
 
  private:
   StepStream() = default;
 
-  absl::Status Finished(const char* what, absl::Time deadline) {
-    void* tag;
-    bool ok = false;
-    switch (queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(deadline))) {
-      case grpc::CompletionQueue::GOT_EVENT:
-        return ok ? absl::OkStatus() : Cause(what);
-      case grpc::CompletionQueue::TIMEOUT:
+  absl::Status Finished(const char* what, const Patience& patience) {
+    while (true) {
+      const absl::Time until = std::min(patience.deadline, absl::Now() + kPatience);
+      void* tag;
+      bool ok = false;
+      switch (queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(until))) {
+        case grpc::CompletionQueue::GOT_EVENT:
+          return ok ? absl::OkStatus() : Cause(what);
+        case grpc::CompletionQueue::SHUTDOWN:
+          return absl::InternalError("the step stream's queue is shut down");
+        case grpc::CompletionQueue::TIMEOUT:
+          break;
+      }
+      if (until == patience.deadline) {
         return absl::UnavailableError(absl::StrCat("the GPU worker did not answer in time while ", what));
-      case grpc::CompletionQueue::SHUTDOWN:
-        break;
+      }
+      if (!patience.keep_waiting()) {
+        return absl::UnavailableError(absl::StrCat("the gateway gave up while ", what));
+      }
     }
-    return absl::InternalError("the step stream's queue is shut down");
   }
 
   // The stream is over; the peer's status says why.
@@ -142,10 +157,10 @@ class GrpcWorkerClient final : public WorkerClient {
     return response;
   }
 
-  absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request,
-                                               absl::Duration timeout) override {
+  absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request, absl::Duration timeout,
+                                               absl::FunctionRef<bool()> keep_waiting) override {
     if (stream_ == nullptr) return absl::UnavailableError("not connected to the GPU worker");
-    auto response = stream_->RoundTrip(request, absl::Now() + timeout);
+    auto response = stream_->RoundTrip(request, {absl::Now() + timeout, keep_waiting});
     if (!response.ok()) {
       stream_.reset();
       return response.status();

@@ -154,8 +154,7 @@ TEST(EngineOutageTest, AStepLongerThanTheGraceIsNoOutage) {
 }
 
 TEST(EngineOutageTest, AStepThatTakesTooLongBeginsAnOutage) {
-  HarnessOptions options;
-  options.engine.worker.grace = absl::Milliseconds(400);
+  HarnessOptions options = Slow(absl::Milliseconds(400));
   options.engine.worker.step_timeout = absl::Milliseconds(500);
   EngineHarness harness(options);
   const GenerateTask task = harness.Task("hung", 100);

@@ -25,6 +25,19 @@ HarnessOptions SmallCache(uint32_t blocks) {
   return options;
 }
 
+// Slow enough for a test to act in mid-stream.
+HarnessOptions Slow() {
+  HarnessOptions options;
+  options.runner.step_time = absl::Milliseconds(1);
+  return options;
+}
+
+// Once a stream has read a token: returns when its next step waits at the gate.
+void HoldStep(ToyRunner& runner) {
+  runner.CloseGate();
+  ASSERT_TRUE(WaitFor([&] { return runner.waiting_at_gate() > 0; }));
+}
+
 TEST(EngineTest, StreamsTheModelsTokensAndText) {
   EngineHarness harness;
   const GenerateTask task = harness.Task("the king said to his daughter", 40);
@@ -246,6 +259,49 @@ TEST(EngineTest, ACancelledStreamLeavesTheQueue) {
   EXPECT_EQ(queued->Finish().code(), absl::StatusCode::kCancelled);
   EXPECT_THAT(queued->tokens, IsEmpty());
   running->Cancel();
+}
+
+TEST(EngineTest, WhoLeavesDuringAStepIsAnsweredBeforeItEnds) {
+  EngineHarness harness(Slow());
+  const GenerateTask task = harness.Task("the one that stays", 300);
+  auto staying = harness.Submit(task);
+  auto leaving = harness.Submit(harness.Task("the one that leaves", 300));
+  staying->Read(1);
+  leaving->Read(1);
+  HoldStep(harness.runner);
+  leaving->Cancel();
+  EXPECT_EQ(leaving->Finish().code(), absl::StatusCode::kCancelled);
+  auto late = harness.Submit(harness.Task("late", 5), absl::Now() + absl::Milliseconds(100));
+  EXPECT_EQ(late->Finish().code(), absl::StatusCode::kDeadlineExceeded);
+  auto next = harness.Submit(harness.Task("the next in its blocks", 10));
+  harness.runner.OpenGate();
+  EXPECT_TRUE(next->Finish().ok());
+  ASSERT_TRUE(staying->Finish().ok());
+  EXPECT_EQ(staying->tokens, harness.Expected(task, 300));
+  EXPECT_THAT(harness.runner.violations(), IsEmpty());
+}
+
+TEST(EngineTest, AStepWhoseCallersAllLeftMayBeRefused) {
+  EngineHarness harness(Slow());
+  auto call = harness.Submit(harness.Task("refused", 400));
+  call->Read(1);
+  HoldStep(harness.runner);
+  call->Cancel();
+  EXPECT_EQ(call->Finish().code(), absl::StatusCode::kCancelled);
+  harness.runner.FailSteps(1, false);
+  harness.runner.OpenGate();
+  EXPECT_TRUE(harness.Submit(harness.Task("next", 5))->Finish().ok());
+}
+
+TEST(EngineTest, StopDoesNotWaitForAHungStep) {
+  EngineHarness harness(Slow());
+  auto call = harness.Submit(harness.Task("hung", 400));
+  call->Read(1);
+  HoldStep(harness.runner);
+  const absl::Time start = absl::Now();
+  harness.engine->Stop();
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  EXPECT_EQ(call->Finish().code(), absl::StatusCode::kUnavailable);
 }
 
 TEST(EngineTest, DeadlinesEndRunningAndQueuedRequests) {

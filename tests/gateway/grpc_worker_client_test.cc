@@ -76,6 +76,9 @@ class GrpcWorkerClientTest : public testing::Test {
     request.add_slices()->set_sequence_id(2);
     return request;
   }
+  absl::StatusOr<worker::v1::StepSuccess> Step(absl::Duration timeout) {
+    return client_->Step(TwoSlices(), timeout, [] { return true; });
+  }
   static void Echo(const StepRequest& request, StepResponse* response) {
     response->set_step_id(request.step_id());
     for (const auto& slice : request.slices()) {
@@ -96,7 +99,7 @@ TEST_F(GrpcWorkerClientTest, StepsAreAnsweredInOrder) {
     return true;
   });
   for (int i = 0; i < 100; ++i) {
-    const auto success = client_->Step(TwoSlices(), absl::Seconds(5));
+    const auto success = Step(absl::Seconds(5));
     ASSERT_TRUE(success.ok()) << success.status();
     EXPECT_EQ(success->outputs_size(), 2);
   }
@@ -104,7 +107,7 @@ TEST_F(GrpcWorkerClientTest, StepsAreAnsweredInOrder) {
 
 TEST_F(GrpcWorkerClientTest, NobodyThere) {
   client_ = NewGrpcWorkerClient(address_);
-  EXPECT_EQ(client_->Step(TwoSlices(), absl::Seconds(1)).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Step(absl::Seconds(1)).status().code(), absl::StatusCode::kUnavailable);
   const absl::Time start = absl::Now();
   EXPECT_EQ(client_->Connect(absl::Seconds(5)).status().code(), absl::StatusCode::kUnavailable);
   EXPECT_LT(absl::Now() - start, absl::Seconds(2)) << "a refused connection is known at once";
@@ -115,10 +118,42 @@ TEST_F(GrpcWorkerClientTest, AHungStepIsGivenUp) {
     while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
     return false;
   });
-  const absl::Status status = client_->Step(TwoSlices(), absl::Milliseconds(100)).status();
+  const absl::Status status = Step(absl::Milliseconds(100)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr("in time"));
-  EXPECT_EQ(client_->Step(TwoSlices(), absl::Seconds(1)).status().code(), absl::StatusCode::kUnavailable)
+  EXPECT_EQ(Step(absl::Seconds(1)).status().code(), absl::StatusCode::kUnavailable)
+      << "the late answer must not pass for the next step's";
+}
+
+TEST_F(GrpcWorkerClientTest, TheCallerOfASlowStepIsAskedWhetherToGoOn) {
+  std::atomic<bool> answer = false;
+  Start([&](grpc::ServerContext* context, const StepRequest& request, StepResponse* response) {
+    while (!answer && !context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
+    Echo(request, response);
+    return true;
+  });
+  int asked = 0;
+  const absl::Time start = absl::Now();
+  const auto success = client_->Step(TwoSlices(), absl::Seconds(20), [&] {
+    answer = ++asked == 3;
+    return true;
+  });
+  ASSERT_TRUE(success.ok()) << success.status();
+  EXPECT_EQ(asked, 3);
+  EXPECT_GE(absl::Now() - start, 3 * kPatience);
+}
+
+TEST_F(GrpcWorkerClientTest, AStepIsGivenUpWhenItsCallerSaysSo) {
+  Start([](grpc::ServerContext* context, const StepRequest& request, StepResponse* response) {
+    while (!context->IsCancelled()) absl::SleepFor(absl::Milliseconds(1));
+    return false;
+  });
+  const absl::Time start = absl::Now();
+  const absl::Status status = client_->Step(TwoSlices(), absl::Seconds(20), [] { return false; }).status();
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("gave up"));
+  EXPECT_EQ(Step(absl::Seconds(1)).status().code(), absl::StatusCode::kUnavailable)
       << "the late answer must not pass for the next step's";
 }
 
@@ -128,13 +163,13 @@ TEST_F(GrpcWorkerClientTest, AStreamThatEndsIsUnavailableUntilConnectedAgain) {
     Echo(request, response);
     return ++steps != 2;
   });
-  EXPECT_TRUE(client_->Step(TwoSlices(), absl::Seconds(5)).ok());
-  const absl::Status status = client_->Step(TwoSlices(), absl::Seconds(5)).status();
+  EXPECT_TRUE(Step(absl::Seconds(5)).ok());
+  const absl::Status status = Step(absl::Seconds(5)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr("had enough"));
-  EXPECT_EQ(client_->Step(TwoSlices(), absl::Seconds(5)).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Step(absl::Seconds(5)).status().code(), absl::StatusCode::kUnavailable);
   ASSERT_TRUE(client_->Connect(absl::Seconds(5)).ok());
-  EXPECT_TRUE(client_->Step(TwoSlices(), absl::Seconds(5)).ok());
+  EXPECT_TRUE(Step(absl::Seconds(5)).ok());
 }
 
 TEST_F(GrpcWorkerClientTest, FailuresSayWhetherToTryAgain) {
@@ -146,12 +181,12 @@ TEST_F(GrpcWorkerClientTest, FailuresSayWhetherToTryAgain) {
     response->mutable_failure()->set_retryable(retryable);
     return true;
   });
-  EXPECT_EQ(client_->Step(TwoSlices(), absl::Seconds(5)).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Step(absl::Seconds(5)).status().code(), absl::StatusCode::kUnavailable);
   retryable = false;
-  EXPECT_EQ(client_->Step(TwoSlices(), absl::Seconds(5)).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(Step(absl::Seconds(5)).status().code(), absl::StatusCode::kDataLoss);
   for (const absl::StatusCode misleading : {absl::StatusCode::kOk, absl::StatusCode::kUnavailable}) {
     code = static_cast<int>(misleading);
-    EXPECT_EQ(client_->Step(TwoSlices(), absl::Seconds(5)).status().code(), absl::StatusCode::kInternal);
+    EXPECT_EQ(Step(absl::Seconds(5)).status().code(), absl::StatusCode::kInternal);
   }
 }
 
@@ -171,8 +206,7 @@ TEST_F(GrpcWorkerClientTest, AnswersThatDoNotFitAreNotBelieved) {
   for (size_t i = 0; i < ways.size(); ++i) {
     way = i;
     ASSERT_TRUE(client_->Connect(absl::Seconds(5)).ok());
-    EXPECT_EQ(client_->Step(TwoSlices(), absl::Seconds(5)).status().code(), absl::StatusCode::kUnavailable)
-        << i;
+    EXPECT_EQ(Step(absl::Seconds(5)).status().code(), absl::StatusCode::kUnavailable) << i;
   }
 }
 

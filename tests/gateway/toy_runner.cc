@@ -113,7 +113,6 @@ worker::v1::StepResponse ToyRunner::Step(const worker::v1::StepRequest& request)
 std::optional<worker::v1::StepResponse> ToyRunner::StepOn(const std::optional<std::string>& instance,
                                                           const worker::v1::StepRequest& request,
                                                           absl::FunctionRef<bool()> patient) {
-  constexpr absl::Duration kPatience = absl::Milliseconds(5);
   absl::Duration step_time;
   {
     base::MutexLock lock(&mutex_);
@@ -121,12 +120,19 @@ std::optional<worker::v1::StepResponse> ToyRunner::StepOn(const std::optional<st
   }
   if (step_time > absl::ZeroDuration()) absl::SleepFor(step_time);
   base::MutexLock lock(&mutex_);
-  while (!mutex_.AwaitWithTimeout(absl::Condition(this, &ToyRunner::GateOpen), kPatience)) {
-    if (!patient()) return std::nullopt;
-  }
-  if (!patient()) return std::nullopt;
+  if (!PassGate(patient)) return std::nullopt;
   if (instance.has_value() && *instance != absl::StrCat("instance-", instance_)) return std::nullopt;
   return StepLocked(request);
+}
+
+bool ToyRunner::PassGate(absl::FunctionRef<bool()> patient) {
+  ++waiting_at_gate_;
+  bool patience = patient();
+  while (patience && !mutex_.AwaitWithTimeout(absl::Condition(this, &ToyRunner::GateOpen), kPatience)) {
+    patience = patient();
+  }
+  --waiting_at_gate_;
+  return patience;
 }
 
 worker::v1::StepResponse ToyRunner::StepLocked(const worker::v1::StepRequest& request) {
@@ -266,6 +272,11 @@ void ToyRunner::OpenGate() {
   gate_open_ = true;
 }
 
+int ToyRunner::waiting_at_gate() const {
+  base::MutexLock lock(&mutex_);
+  return waiting_at_gate_;
+}
+
 void ToyRunner::SetBlocks(uint32_t blocks) {
   base::MutexLock lock(&mutex_);
   options_.blocks = blocks;
@@ -310,12 +321,12 @@ class ToyWorkerClient final : public WorkerClient {
     return runner_->Describe();
   }
 
-  absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request,
-                                               absl::Duration timeout) override {
+  absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request, absl::Duration timeout,
+                                               absl::FunctionRef<bool()> keep_waiting) override {
     if (!Connected()) return absl::UnavailableError("the stream is broken");
     const absl::Time deadline = absl::Now() + timeout;
     std::optional<worker::v1::StepResponse> response =
-        runner_->StepOn(instance_id_, request, [&] { return absl::Now() < deadline; });
+        runner_->StepOn(instance_id_, request, [&] { return absl::Now() < deadline && keep_waiting(); });
     // Lost with its answer.
     if (!response.has_value() || !Connected()) {
       instance_id_.clear();

@@ -56,7 +56,7 @@ class ToyRunner {
   // One answer for each request: success or failure.
   worker::v1::StepResponse Step(const worker::v1::StepRequest& request);
   // Nothing where an instance is named and it is gone, for a stream ends with its process, or where
-  // `patient`, asked from time to time, says no.
+  // `patient`, asked every kPatience, says no.
   std::optional<worker::v1::StepResponse> StepOn(const std::optional<std::string>& instance,
                                                  const worker::v1::StepRequest& request,
                                                  absl::FunctionRef<bool()> patient);
@@ -74,6 +74,7 @@ class ToyRunner {
   // Steps wait at the gate while it is closed.
   void CloseGate();
   void OpenGate();
+  int waiting_at_gate() const;
   void SetBlocks(uint32_t blocks);
 
   bool reachable() const;
@@ -97,6 +98,8 @@ class ToyRunner {
   void CheckStep(const worker::v1::StepRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::optional<Row>& RowAt(const worker::v1::SequenceSlice& slice, uint32_t position)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // False: `patient` said no.
+  bool PassGate(absl::FunctionRef<bool()> patient) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool GateOpen() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return gate_open_; }
 
   mutable base::Mutex mutex_;
@@ -111,6 +114,7 @@ class ToyRunner {
   std::optional<uint32_t> refused_ ABSL_GUARDED_BY(mutex_);
   std::optional<uint32_t> broken_ ABSL_GUARDED_BY(mutex_);
   bool gate_open_ ABSL_GUARDED_BY(mutex_) = true;
+  int waiting_at_gate_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t largest_batch_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mutex_);
