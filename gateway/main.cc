@@ -88,10 +88,10 @@ rpc::ServerOptions ServerOptionsFromFlags() {
   return options;
 }
 
-EngineOptions EngineOptionsFromFlags(const model::Model& model, const text::Tokenizer& tokenizer) {
+EngineOptions EngineOptionsFromFlags(const model::Model& model) {
   EngineOptions options;
   options.worker.model_digest = model.digest();
-  options.worker.vocabulary_size = tokenizer.vocabulary_size();
+  options.worker.vocabulary_size = model.hyperparameters().vocabulary;
   options.worker.grace = absl::GetFlag(FLAGS_worker_grace);
   options.worker.step_timeout = absl::GetFlag(FLAGS_step_timeout);
   options.max_queue = absl::GetFlag(FLAGS_max_queue);
@@ -121,8 +121,7 @@ absl::Status Serve() {
                             text::Tokenizer::Create(std::move(vocabulary)));
   const RequestValidator validator(model->DisplayName(), tokenizer.get());
   const GatewayMetrics metrics;
-  Engine engine(EngineOptionsFromFlags(*model, *tokenizer), NewGrpcWorkerClient(absl::GetFlag(FLAGS_worker)),
-                &metrics);
+  Engine engine(EngineOptionsFromFlags(*model), NewGrpcWorkerClient(absl::GetFlag(FLAGS_worker)), &metrics);
   InferenceService inference(&validator, tokenizer.get(), &metrics, &engine);
   ModelService models(DescribeFile(*model), &validator, &engine);
 

@@ -77,12 +77,13 @@ absl::StatusOr<bool> GenerateSequence::OnOutput(const worker::v1::SequenceSlice&
     return false;
   }
   const size_t vocabulary = tokenizer_->vocabulary_size();
-  if (output.logits().size() != vocabulary * sizeof(float)) {
+  if (output.logits().size() < vocabulary * sizeof(float)) {
     return absl::InternalError(absl::StrCat("the GPU worker sent ", output.logits().size(),
                                             " bytes of logits for ", vocabulary, " tokens"));
   }
+  // What comes after them is padding of the embedding, which no token stands for.
   std::vector<float> logits(vocabulary);
-  std::memcpy(logits.data(), output.logits().data(), output.logits().size());
+  std::memcpy(logits.data(), output.logits().data(), vocabulary * sizeof(float));
   ISOTHERM_ASSIGN_OR_RETURN(const uint32_t token, sampler_.Sample(logits, tokens_));
 
   ObserveToken(now);

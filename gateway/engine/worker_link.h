@@ -17,7 +17,7 @@ namespace isotherm::gateway {
 struct WorkerLinkOptions {
   // The runner must serve this very file.
   std::string model_digest;
-  int64_t vocabulary_size = 0;
+  int64_t vocabulary_size = 0;  // rows of the embedding, which may be padded beyond the tokenizer's tokens
   // How long an outage may last before requests end; zero: it ends them at once. A step that is taking its
   // time is no outage yet.
   absl::Duration grace = absl::Seconds(60);

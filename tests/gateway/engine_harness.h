@@ -82,15 +82,16 @@ class TestCall {
 struct HarnessOptions {
   ToyRunner::Options runner;
   EngineOptions engine;
+  int64_t padding = 0;  // of the model's vocabulary, beyond the tokenizer's
 };
 
 // An engine on a toy runner.
 class EngineHarness {
  public:
   explicit EngineHarness(HarnessOptions options = {})
-      : tokenizer(MakeToyTokenizer()), runner(WithVocabulary(options.runner, *tokenizer)) {
+      : tokenizer(MakeToyTokenizer()), runner(WithVocabulary(options, *tokenizer)) {
     options.engine.worker.model_digest = "toy";
-    options.engine.worker.vocabulary_size = tokenizer->vocabulary_size();
+    options.engine.worker.vocabulary_size = tokenizer->vocabulary_size() + options.padding;
     engine = std::make_unique<Engine>(options.engine, NewToyWorkerClient(&runner), &metrics);
     engine->Start([this](bool serving, const std::string&) { is_serving = serving; });
   }
@@ -129,9 +130,10 @@ class EngineHarness {
   std::unique_ptr<Engine> engine;
 
  private:
-  static ToyRunner::Options WithVocabulary(ToyRunner::Options options, const text::Tokenizer& tokenizer) {
-    options.vocabulary = tokenizer.vocabulary_size();
-    return options;
+  static ToyRunner::Options WithVocabulary(const HarnessOptions& options, const text::Tokenizer& tokenizer) {
+    ToyRunner::Options runner = options.runner;
+    runner.vocabulary = tokenizer.vocabulary_size() + options.padding;
+    return runner;
   }
 };
 

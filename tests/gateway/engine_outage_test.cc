@@ -227,6 +227,19 @@ TEST(EngineOutageTest, ARunnerOfAnotherModelIsNotUsed) {
   EXPECT_EQ(harness.runner.steps(), 0);
 }
 
+TEST(EngineOutageTest, ARunnerWithAnotherVocabularyIsNotUsed) {
+  HarnessOptions options;
+  options.padding = 64;
+  EngineHarness harness(options);  // fits its runner
+  ASSERT_TRUE(WaitFor([&] { return harness.is_serving.load(); }));
+  options.engine.worker.model_digest = "toy";
+  options.engine.worker.vocabulary_size = harness.tokenizer->vocabulary_size();
+  Engine unpadded(options.engine, NewToyWorkerClient(&harness.runner), &harness.metrics);
+  unpadded.Start({});
+  ASSERT_TRUE(WaitFor([&] { return !unpadded.runner_state().cause.empty(); }));
+  EXPECT_THAT(unpadded.runner_state().cause, HasSubstr("vocabulary"));
+}
+
 TEST(EngineOutageTest, ASmallerCacheAfterARestartStillServesWhatFits) {
   EngineHarness harness(Slow());
   const GenerateTask task = harness.Task("shrunk", 60);

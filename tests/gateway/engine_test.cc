@@ -48,6 +48,23 @@ TEST(EngineTest, StreamsTheModelsTokensAndText) {
   EXPECT_THAT(harness.runner.violations(), IsEmpty());
 }
 
+// The toy model likes padding as much as any piece, so among this much of it only a filter explains the text.
+TEST(EngineTest, APaddedVocabularyYieldsOnlyTokens) {
+  HarnessOptions options;
+  options.padding = 1000;
+  EngineHarness harness(options);
+  const GenerateTask greedy = harness.Task("the king said", 40);
+  auto call = harness.Submit(greedy);
+  ASSERT_TRUE(call->Finish().ok());
+  EXPECT_EQ(call->tokens, harness.Expected(greedy, 40));
+
+  GenerateTask sampled = greedy;
+  sampled.sampling = SamplingOptions();
+  auto draws = harness.Submit(sampled);
+  ASSERT_TRUE(draws->Finish().ok());
+  for (const uint32_t token : draws->tokens) EXPECT_LT(token, harness.tokenizer->vocabulary_size());
+}
+
 TEST(EngineTest, CompleteSaysWhatHappened) {
   EngineHarness harness;
   GenerateTask task = harness.Task("a long enough prompt for more than one chunk", 5);
