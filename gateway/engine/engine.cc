@@ -1,6 +1,7 @@
 #include "gateway/engine/engine.h"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,6 +20,16 @@ absl::Status GraceStatus(absl::Duration grace, const absl::Status& cause) {
       grace > absl::ZeroDuration() ? absl::StrCat(" for more than ", absl::FormatDuration(grace)) : "";
   return absl::UnavailableError(
       absl::StrCat("the worker was lost", how_long, ": ", std::string(cause.message())));
+}
+
+std::string Describe(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& exception) {
+    return exception.what();
+  } catch (...) {
+    return "an exception of unknown type";
+  }
 }
 
 }  // namespace
@@ -74,26 +85,49 @@ RunnerState Engine::runner_state() const {
 }
 
 void Engine::Run() {
+  std::exception_ptr failure;
   while (true) {
-    TakeSubmissions();
-    EndAbandoned();
-    abandoned_.clear();
-    if (link_.Ready()) {
-      AdoptRunner();
-      if (idle()) {
-        link_.Confirm();
-      } else {
-        RunStep();
-      }
-    } else {
-      Suspend();
+    try {
+      if (failure != nullptr) Recover(Describe(std::exchange(failure, nullptr)));
+      RunOnce();
+    } catch (...) {
+      failure = std::current_exception();
     }
-    if (link_.GraceOver()) FailAll(GraceStatus(options_.worker.grace, link_.cause()));
-    Publish();
-    Wait();
     base::MutexLock lock(&mutex_);
     if (stopping_) return;
   }
+}
+
+void Engine::RunOnce() {
+  TakeSubmissions();
+  EndAbandoned();
+  abandoned_.clear();
+  if (link_.Ready()) {
+    AdoptRunner();
+    if (idle()) {
+      link_.Confirm();
+    } else {
+      RunStep();
+    }
+  } else {
+    Suspend();
+  }
+  if (link_.GraceOver()) FailAll(GraceStatus(options_.worker.grace, link_.cause()));
+  Publish();
+  Wait();
+}
+
+// What the exception left half done goes with the sequences and their cache. The back-off of the link keeps
+// an exception that comes again and again from taking a core.
+void Engine::Recover(const std::string& what) {
+  spdlog::error("the engine failed, all requests end: {}", what);
+  const absl::Status status = absl::InternalError(absl::StrCat("the gateway failed: ", what));
+  link_.Lose(status);
+  FailAll(status);
+  abandoned_.clear();
+  pool_ = nullptr;
+  Publish();
+  Wait();
 }
 
 void Engine::TakeSubmissions() {
@@ -259,8 +293,7 @@ void Engine::EndRunning(uint64_t id, const absl::Status& status) {
 
 void Engine::FailAll(const absl::Status& status) {
   for (Sequences* sequences : {&running_, &waiting_}) {
-    for (auto& [id, sequence] : *sequences) sequence->Fail(status);
-    sequences->clear();
+    while (!sequences->empty()) sequences->extract(sequences->begin()).mapped()->Fail(status);
   }
 }
 

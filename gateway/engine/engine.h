@@ -46,7 +46,7 @@ struct RunnerState {
 // Runs sequences in continuous batches on one worker. One thread plans a step, sends it, feeds the outputs to
 // their sequences and starts over; nothing changes in a sequence unless its step succeeded, so a failed step
 // is simply planned again. A worker that comes back as another process has lost all KV blocks: every sequence
-// computes its rows again. Thread-safe.
+// computes its rows again. An exception on the thread ends the sequences, not the engine. Thread-safe.
 class Engine {
  public:
   // `metrics` outlives the engine.
@@ -73,6 +73,9 @@ class Engine {
 
   // All below run on the engine's thread.
   void Run();
+  void RunOnce();
+  // After an exception: answers every sequence with it and starts over with a fresh connection.
+  void Recover(const std::string& what);
   void TakeSubmissions();
   void EndAbandoned();
   void EndAbandonedIn(Sequences& sequences, absl::Time now);

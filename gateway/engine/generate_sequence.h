@@ -35,6 +35,11 @@ class GenerateSequence final : public Sequence {
   GenerateSequence(GenerateTask task, const text::Tokenizer* tokenizer, const GatewayMetrics* metrics,
                    std::shared_ptr<Caller> caller, std::shared_ptr<Outbox> outbox);
 
+  // Whoever drops a sequence that has no answer yet leaves nobody waiting.
+  ~GenerateSequence() override {
+    outbox_->Fail(absl::InternalError("the request was lost inside the gateway"));
+  }
+
   absl::Status FitInto(int64_t context) override;
   void WaitForWorker() override { Report(v1::GENERATE_PHASE_WAITING_FOR_WORKER); }
 

@@ -35,6 +35,7 @@ void Outbox::Complete(const v1::GenerateComplete& complete) {
 
 void Outbox::Fail(const absl::Status& status) {
   base::MutexLock lock(&mutex_);
+  if (ended_) return;
   status_ = status;
   ended_ = true;
 }

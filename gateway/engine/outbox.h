@@ -19,7 +19,7 @@ class Outbox {
  public:
   void Push(const v1::GenerateProgress& progress);
   void Push(const v1::GenerateChunk& chunk);
-  // The end; nothing may follow.
+  // The end; nothing may follow but Fail, which then changes nothing.
   void Complete(const v1::GenerateComplete& complete);
   void Fail(const absl::Status& status);
 

@@ -15,6 +15,9 @@ constexpr absl::Duration kFirstBackoff = absl::Milliseconds(10);
 constexpr absl::Duration kMaxBackoff = absl::Milliseconds(200);
 // An answer that takes longer than this is as good as none: GetRunner does no work.
 constexpr absl::Duration kProbeTimeout = absl::Seconds(1);
+// In blocks of 16 rows, 268 million rows: more than any worker has memory for. The list of free ones takes 64
+// MiB.
+constexpr uint32_t kMostKvBlocks = 1 << 24;
 
 }  // namespace
 
@@ -59,6 +62,10 @@ absl::Status WorkerLink::CheckRunner() {
   if (runner_.context_length() == 0 || runner_.kv_block_size() == 0 || runner_.kv_blocks() == 0 ||
       runner_.max_prefill_rows() == 0 || runner_.max_decode_rows() == 0) {
     return absl::UnavailableError("the GPU worker has no room for even one sequence");
+  }
+  if (runner_.kv_blocks() > kMostKvBlocks) {
+    return absl::UnavailableError(absl::StrCat("the GPU worker claims ", runner_.kv_blocks(),
+                                               " KV blocks; at most ", kMostKvBlocks, " are believed"));
   }
   return absl::OkStatus();
 }

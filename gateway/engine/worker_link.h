@@ -43,6 +43,8 @@ class WorkerLink {
                                                absl::FunctionRef<bool()> keep_waiting);
   // Asks the connected runner whether it is still there and ready.
   void Probe();
+  // Begins or continues an outage: no steps before the next connection.
+  void Lose(const absl::Status& cause);
   void Confirm();
 
   // OK outside an outage.
@@ -55,7 +57,6 @@ class WorkerLink {
 
  private:
   absl::Status CheckRunner();
-  void Lose(const absl::Status& cause);
 
   const WorkerLinkOptions options_;
   const std::unique_ptr<WorkerClient> client_;

@@ -240,6 +240,40 @@ TEST(EngineOutageTest, ARunnerWithAnotherVocabularyIsNotUsed) {
   EXPECT_THAT(unpadded.runner_state().cause, HasSubstr("vocabulary"));
 }
 
+TEST(EngineOutageTest, AbsurdCountsAreNotBelieved) {
+  HarnessOptions options;
+  options.runner.block_size = 0;
+  options.runner.blocks = 0xFFFFFFFF;
+  EngineHarness no_size(options);
+  ASSERT_TRUE(WaitFor([&] { return !no_size.engine->runner_state().cause.empty(); }));
+  EXPECT_THAT(no_size.engine->runner_state().cause, HasSubstr("no room"));
+
+  EngineHarness harness;
+  ASSERT_TRUE(WaitFor([&] { return harness.is_serving.load(); }));
+  harness.runner.ClaimBlocks(0xFFFFFFFF);
+  harness.runner.Restart();
+  ASSERT_TRUE(WaitFor([&] { return !harness.is_serving; }));
+  EXPECT_TRUE(WaitFor([&] {
+    return harness.engine->runner_state().cause.find("4294967295 KV blocks") != std::string::npos;
+  }));
+}
+
+TEST(EngineOutageTest, AnExceptionEndsTheRequestsWithItsReasonButNotTheEngine) {
+  EngineHarness harness(Slow());
+  auto running = harness.Submit(harness.Task("one", 400));
+  running->Read(2);
+  harness.runner.ThrowInSteps(1);
+  const absl::Status end = running->Finish();
+  EXPECT_EQ(end.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(end.message()), HasSubstr("thrown on purpose"));
+  const GenerateTask task = harness.Task("two", 20);
+  auto next = harness.Submit(task);
+  ASSERT_TRUE(next->Finish().ok());
+  EXPECT_EQ(next->tokens, harness.Expected(task, 20));
+  EXPECT_TRUE(WaitFor([&] { return harness.is_serving.load(); }));
+  EXPECT_THAT(harness.runner.violations(), IsEmpty());
+}
+
 TEST(EngineOutageTest, ASmallerCacheAfterARestartStillServesWhatFits) {
   EngineHarness harness(Slow());
   const GenerateTask task = harness.Task("shrunk", 60);

@@ -53,6 +53,16 @@ TEST(OutboxTest, WhatIsHeldIsBoundedAndNoTextIsLost) {
   EXPECT_EQ(outbox.status().message(), "over");
 }
 
+TEST(OutboxTest, TheFirstEndCounts) {
+  Outbox completed, failed;
+  completed.Complete({});
+  completed.Fail(absl::InternalError("too late"));
+  EXPECT_TRUE(completed.status().ok());
+  failed.Fail(absl::UnavailableError("first"));
+  failed.Fail(absl::InternalError("too late"));
+  EXPECT_EQ(failed.status().message(), "first");
+}
+
 TEST(OutboxTest, NextWaitsForAnEvent) {
   Outbox outbox;
   std::thread writer([&] { outbox.Push(Chunk("late", 1)); });

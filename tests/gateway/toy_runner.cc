@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <set>
+#include <stdexcept>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -94,7 +95,7 @@ worker::v1::GetRunnerResponse ToyRunner::Describe() const {
   response.set_vocabulary_size(options_.vocabulary);
   response.set_context_length(options_.context);
   response.set_kv_block_size(options_.block_size);
-  response.set_kv_blocks(options_.blocks);
+  response.set_kv_blocks(claimed_blocks_.value_or(options_.blocks));
   response.set_max_prefill_rows(options_.max_prefill_rows);
   response.set_max_decode_rows(options_.max_decode_rows);
   response.set_predictor("sketch");
@@ -121,6 +122,10 @@ std::optional<worker::v1::StepResponse> ToyRunner::StepOn(const std::optional<st
   if (step_time > absl::ZeroDuration()) absl::SleepFor(step_time);
   base::MutexLock lock(&mutex_);
   if (!PassGate(patient)) return std::nullopt;
+  if (throws_ > 0) {
+    --throws_;
+    throw std::runtime_error("thrown on purpose");
+  }
   if (instance.has_value() && *instance != absl::StrCat("instance-", instance_)) return std::nullopt;
   return StepLocked(request);
 }
@@ -252,6 +257,11 @@ void ToyRunner::FailSteps(int count, bool retryable) {
   retryable_ = retryable;
 }
 
+void ToyRunner::ThrowInSteps(int count) {
+  base::MutexLock lock(&mutex_);
+  throws_ = count;
+}
+
 void ToyRunner::RefuseToken(uint32_t token) {
   base::MutexLock lock(&mutex_);
   refused_ = token;
@@ -281,6 +291,11 @@ void ToyRunner::SetBlocks(uint32_t blocks) {
   base::MutexLock lock(&mutex_);
   options_.blocks = blocks;
   cache_.assign(size_t{blocks} * options_.block_size, std::nullopt);
+}
+
+void ToyRunner::ClaimBlocks(uint32_t blocks) {
+  base::MutexLock lock(&mutex_);
+  claimed_blocks_ = blocks;
 }
 
 bool ToyRunner::reachable() const {

@@ -67,6 +67,8 @@ class ToyRunner {
   void SetReady(bool ready, const std::string& cause);
   // The next steps compute their rows and fail all the same.
   void FailSteps(int count, bool retryable);
+  // The next steps throw.
+  void ThrowInSteps(int count);
   // Steps with this token among their rows are refused for good.
   void RefuseToken(uint32_t token);
   // The logits of rows that end in this token are NaN.
@@ -76,6 +78,8 @@ class ToyRunner {
   void OpenGate();
   int waiting_at_gate() const;
   void SetBlocks(uint32_t blocks);
+  // Describes itself with so many blocks, whatever it has.
+  void ClaimBlocks(uint32_t blocks);
 
   bool reachable() const;
   std::string instance_id() const;
@@ -111,6 +115,8 @@ class ToyRunner {
   std::string not_ready_ ABSL_GUARDED_BY(mutex_);
   int failures_ ABSL_GUARDED_BY(mutex_) = 0;
   bool retryable_ ABSL_GUARDED_BY(mutex_) = true;
+  std::optional<uint32_t> claimed_blocks_ ABSL_GUARDED_BY(mutex_);
+  int throws_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<uint32_t> refused_ ABSL_GUARDED_BY(mutex_);
   std::optional<uint32_t> broken_ ABSL_GUARDED_BY(mutex_);
   bool gate_open_ ABSL_GUARDED_BY(mutex_) = true;
