@@ -47,7 +47,10 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
   // A step's logits travel in one message.
   const int64_t most_rows = kLogitBytes / (h.vocabulary * static_cast<int64_t>(sizeof(float)));
   runner.max_decode_rows = std::clamp<int64_t>(runner.max_decode_rows, 1, std::max<int64_t>(1, most_rows));
-  runner.predictor = options.predictor.value_or(DefaultPredictorKind(model));
+  // A predictor in a process of its own needs nothing here; without it every neuron is computed.
+  runner.predictor = options.predictor_address.empty()
+                         ? options.predictor.value_or(DefaultPredictorKind(model))
+                         : PredictorKind::kAll;
   return runner;
 }
 
