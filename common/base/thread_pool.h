@@ -37,8 +37,8 @@ class ThreadPool {
               &function);
   }
 
-  // Calls function(begin, end, member) over disjoint ranges that cover [0, count), each at most `grain` long and
-  // starting at a multiple of it, handed out to members in ascending order as they become free.
+  // Calls function(begin, end, member) over disjoint ranges that cover [0, count), each at most `grain` long
+  // and starting at a multiple of it, handed out to members in ascending order as they become free.
   template <typename Function>
   void ParallelFor(int64_t count, int64_t grain, const Function& function) {
     if (count <= 0) return;
