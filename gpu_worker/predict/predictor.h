@@ -19,7 +19,7 @@ struct Prediction {
 };
 
 // Tells which neurons of a layer to compute. Enqueues device operators and nothing else, so that a CUDA graph
-// can hold it (but for the remote kind, which is the reason for `capturable`).
+// can hold it; the remote kind alone has to leave the device (Device::MaskFromHost).
 class Predictor {
  public:
   virtual ~Predictor() = default;
@@ -29,7 +29,6 @@ class Predictor {
   // Compute up and down whatever the gate says.
   virtual bool dense() const { return false; }
   virtual bool yields_gate() const { return false; }
-  virtual bool capturable() const { return true; }
   // `residual` is the layer's hidden state before the FFN norm, `ffn_input` after it; [rows, hidden] both.
   virtual void Enqueue(Device& device, int64_t layer, const float* residual, const float* ffn_input,
                        int64_t rows, const Prediction& out) = 0;
