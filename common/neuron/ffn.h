@@ -36,6 +36,9 @@ struct FfnRequest {
   bool dense = false;
   model::Activation activation = model::Activation::kRelu;
   float activation_threshold = 0;
+  // Counters of the layer, [ffn] by neuron number: one more for each row in which the neuron's activation is
+  // not zero. Null: firings are not counted.
+  uint64_t* firings = nullptr;
 };
 
 struct FfnStatistics {

@@ -28,7 +28,7 @@ class SparseWalk {
     PrefetchHead(MostlyActive() ? layout_.Up(bundle) : next);
     partial_->statistics.computed += count_;
     Gates(neuron, bundle);
-    if (!KeepActive()) return;
+    if (!KeepActive(neuron)) return;
     PrefetchHead(layout_.Down(bundle));
     std::array<float, kSparseRows> up;
     Dots(job_.up, layout_.Up(bundle), up.data());
@@ -71,10 +71,11 @@ class SparseWalk {
   }
 
   // Drops the rows whose activation is zero; false where none is left.
-  bool KeepActive() {
+  bool KeepActive(int64_t neuron) {
     int64_t active = 0;
     for (int64_t i = 0; i < count_; ++i) active += value_[i] != 0;
     partial_->statistics.active += active;
+    if (job_.request->firings != nullptr) job_.request->firings[neuron] += active;
     if (job_.request->dense || active == count_) return count_ > 0;
     int64_t kept = 0;
     for (int64_t i = 0; i < count_; ++i) {

@@ -34,10 +34,12 @@ class Tile {
       const uint64_t* mask = job_.Mask(row);
       for (int64_t t = 0; t < count_; ++t) {
         float& value = Value(row, t);
-        const bool wanted = TestBit(mask, job_.Neuron(wanted_[t]));
+        const int64_t neuron = job_.Neuron(wanted_[t]);
+        const bool wanted = TestBit(mask, neuron);
         value = wanted ? job_.Activate(value) : 0.0f;
         statistics.computed += wanted;
         statistics.active += value != 0;
+        if (job_.request->firings != nullptr) job_.request->firings[neuron] += value != 0;
       }
     }
     return statistics;

@@ -224,6 +224,33 @@ TEST(FfnTest, DenseComputesTheSame) {
   }
 }
 
+TEST(FfnTest, CountsTheFiringsOfEachNeuron) {
+  const RandomLayer layer(WeightType::kF32, 48, 131, 45);
+  base::ThreadPool pool({.threads = 3});
+  std::vector<int32_t> neurons;
+  for (int32_t j = 1; j < layer.ffn(); j += 3) neurons.push_back(j);
+  std::vector<uint8_t> storage;
+  const BundleView view = layer.Only(neurons, &storage);
+  for (int64_t rows : {1, 5, 16, 17, 600}) {
+    const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+    const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.4, 13);
+    FfnRequest request = MakeRequest(layer, rows, x, masks);
+    // What is there already stays.
+    std::vector<uint64_t> firings(layer.ffn(), 1000);
+    request.firings = firings.data();
+    RunOn(pool, layer, view, request);
+
+    request.firings = nullptr;
+    std::vector<uint64_t> expected(layer.ffn(), 1000);
+    for (int32_t neuron : neurons) {
+      std::vector<uint8_t> one_storage;
+      const std::vector<int32_t> one = {neuron};
+      expected[neuron] += RunOn(pool, layer, layer.Only(one, &one_storage), request).statistics.active;
+    }
+    EXPECT_EQ(firings, expected) << rows << " rows";
+  }
+}
+
 TEST(FfnTest, RepeatsAreBitEqual) {
   const RandomLayer layer(WeightType::kF16, 192, 900, 51);
   base::ThreadPool pool({.threads = 4});
