@@ -103,10 +103,10 @@ void Registry::SetState(const std::string& name, const std::string& help, const 
   Labels all = labels;
   all.insert(explanation.begin(), explanation.end());
   base::MutexLock lock(&impl_->mutex);
+  prometheus::Gauge*& shown = impl_->states[{name, labels}];
   prometheus::Gauge* gauge = MakeOrNull<prometheus::Gauge>(name, [&]() -> prometheus::Gauge& {
     prometheus::Family<prometheus::Gauge>& family = GaugeFamily(impl_->registry, name, help);
     prometheus::Gauge& present = family.Add(all);
-    prometheus::Gauge*& shown = impl_->states[{name, labels}];
     if (shown != nullptr && shown != &present) family.Remove(shown);
     shown = &present;
     return present;

@@ -115,7 +115,7 @@ TEST_F(InspectTest, PowerInferFiles) {
       HasSubstr("  predictor          rank 32, with a ReLU between, reads the residual, threshold 0\n"));
 }
 
-constexpr TinyLlamaOptions kProfiled = {
+const TinyLlamaOptions kProfiled = {
     .layers = 2, .hidden = 64, .ffn = 96, .context = 256, .activation_counts = true};
 
 TEST_F(InspectTest, PlansForABudget) {
