@@ -101,6 +101,11 @@ absl::StatusOr<int64_t> File::GetArraySize(absl::string_view key) const {
   return impl_->Get(key, DecodeArraySize);
 }
 
+absl::Span<const uint8_t> File::EncodedValue(absl::string_view key) const {
+  const auto found = impl_->contents.metadata.find(key);
+  return found == impl_->contents.metadata.end() ? absl::Span<const uint8_t>() : found->second.encoded;
+}
+
 std::string File::DescribeValue(absl::string_view key) const {
   const auto found = impl_->contents.metadata.find(key);
   return found == impl_->contents.metadata.end() ? "" : Describe(found->second);

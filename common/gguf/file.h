@@ -86,6 +86,8 @@ class File {
   absl::StatusOr<std::vector<float>> GetFloatArray(absl::string_view key) const;
   // Elements of an array of any type.
   absl::StatusOr<int64_t> GetArraySize(absl::string_view key) const;
+  // Type and value as they lie in the file, empty if absent; for copying into another file.
+  absl::Span<const uint8_t> EncodedValue(absl::string_view key) const;
   // For people: short values in full, arrays as "[32000 strings]".
   std::string DescribeValue(absl::string_view key) const;
 

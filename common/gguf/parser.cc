@@ -9,38 +9,20 @@
 #include "common/base/checked.h"
 #include "common/base/status_macros.h"
 #include "common/gguf/cursor.h"
+#include "common/gguf/format.h"
+#include "common/gguf/tensor_type.h"
 
 namespace isotherm::gguf {
 namespace {
 
-constexpr char kAlignmentKey[] = "general.alignment";
-constexpr uint64_t kDefaultAlignment = 32;
 constexpr uint64_t kLeastAlignment = 8;  // the format asks for a multiple of it
 constexpr uint64_t kMostAlignment = 1 << 20;
-
-constexpr size_t kMostKeyBytes = 65535;      // the format's limit
-constexpr size_t kMostTensorNameBytes = 64;  // the format's limit
-constexpr uint32_t kMostDimensions = 4;
 
 // The least that an entry takes in the file; what a count claims is checked against the bytes that remain.
 constexpr uint64_t kLeastMetadataBytes = 8 + 4 + 1;        // key length, type, value
 constexpr uint64_t kLeastTensorBytes = 8 + 4 + 8 + 4 + 8;  // name length, rank, one dimension, type, offset
 
 constexpr char kFetchAgain[] = "; the file is truncated or damaged, fetch it again";
-
-// PowerInfer's ggml is from before the IQ types, which took over the numbers of its integers.
-TensorType TranslatePowerInferType(uint32_t type) {
-  switch (type) {
-    case 16:
-      return TensorType::kI8;
-    case 17:
-      return TensorType::kI16;
-    case 18:
-      return TensorType::kI32;
-    default:
-      return static_cast<TensorType>(type);
-  }
-}
 
 class Parser {
  public:
@@ -63,8 +45,8 @@ class Parser {
     const auto magic = cursor_.ReadBytes(4);
     if (!magic) return PastTheEnd("the magic");
     const absl::string_view text(reinterpret_cast<const char*>(magic->data()), magic->size());
-    contents_.is_powerinfer = text == "PWRI";
-    if (text == "GGUF" || contents_.is_powerinfer) return absl::OkStatus();
+    contents_.is_powerinfer = text == kPowerInferMagic;
+    if (text == kMagic || contents_.is_powerinfer) return absl::OkStatus();
     return Invalid(absl::StrCat("begins with \"", Printable(text),
                                 "\" where \"GGUF\" or \"PWRI\" is expected; it is no GGUF file"));
   }
@@ -130,7 +112,7 @@ class Parser {
     const auto type = cursor_.Read<uint32_t>();
     const auto offset = cursor_.Read<uint64_t>();
     if (!type || !offset) return PastTheEnd("its type and offset");
-    tensor.type = contents_.is_powerinfer ? TranslatePowerInferType(*type) : static_cast<TensorType>(*type);
+    tensor.type = TypeOfNumber(*type, contents_.is_powerinfer);
     tensor.offset = *offset;
     ISOTHERM_RETURN_IF_ERROR(MeasureTensor(tensor));
     if (!contents_.tensor_index.emplace(tensor.name, index).second) return Invalid("appears twice");
@@ -149,7 +131,7 @@ class Parser {
     for (int i = 0; i < tensor.rank; ++i) {
       const auto dimension = cursor_.Read<uint64_t>();
       if (!dimension) return PastTheEnd(absl::StrCat("its dimension ", i + 1));
-      if (*dimension < 1 || !std::in_range<int64_t>(*dimension)) {
+      if (!std::in_range<int64_t>(*dimension)) {
         return Invalid(absl::StrCat("has a dimension of ", *dimension));
       }
       tensor.dims[i] = static_cast<int64_t>(*dimension);
@@ -159,21 +141,9 @@ class Parser {
 
   // Sets `bytes`, 0 for types whose blocks are not known.
   absl::Status MeasureTensor(TensorInfo& tensor) {
-    std::optional<int64_t> weights = 1;
-    for (const int64_t dimension : tensor.dims) {
-      weights = base::CheckedMul(*weights, dimension);
-      if (!weights) return Invalid("has more weights than 64 bits can count");
-    }
-    const BlockShape block = GetBlockShape(tensor.type);
-    tensor.bytes = 0;
-    if (block.weights == 0) return absl::OkStatus();
-    if (tensor.dims[0] % block.weights != 0) {
-      return Invalid(absl::StrCat("has rows of ", tensor.dims[0], " weights, which blocks of ", block.weights,
-                                  " (", TensorTypeName(tensor.type), ") do not divide"));
-    }
-    const auto bytes = base::CheckedMul(*weights / block.weights, block.bytes);
-    if (!bytes) return Invalid("has more bytes than 64 bits can count");
-    tensor.bytes = static_cast<uint64_t>(*bytes);
+    const auto bytes = TensorBytes(tensor.type, absl::MakeConstSpan(tensor.dims).first(tensor.rank));
+    if (!bytes.ok()) return Invalid(bytes.status().message());
+    tensor.bytes = *bytes;
     return absl::OkStatus();
   }
 
@@ -194,7 +164,7 @@ class Parser {
   // Turns offsets into the data section into offsets into the file.
   absl::Status PlaceTensors() {
     ISOTHERM_ASSIGN_OR_RETURN(const uint64_t alignment, Alignment());
-    const uint64_t data_begin = (contents_.header_bytes + alignment - 1) & ~(alignment - 1);
+    const uint64_t data_begin = AlignUp(contents_.header_bytes, alignment);
     for (size_t i = 0; i < contents_.tensors.size(); ++i) {
       TensorInfo& tensor = contents_.tensors[i];
       where_ = DescribeTensor(tensor, i);

@@ -1,8 +1,13 @@
+#include "common/gguf/tensor_type.h"
+
 #include <algorithm>
 #include <iterator>
+#include <optional>
 
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "common/gguf/file.h"
+#include "common/base/checked.h"
+#include "common/gguf/format.h"
 
 namespace isotherm::gguf {
 namespace {
@@ -44,6 +49,14 @@ constexpr TypeEntry kTypes[] = {
     {TensorType::kIQ4_XS, "IQ4_XS", {256, 136}},
 };
 
+struct RenumberedType {
+  TensorType type;
+  uint32_t powerinfer_number;
+};
+
+constexpr RenumberedType kRenumbered[] = {
+    {TensorType::kI8, 16}, {TensorType::kI16, 17}, {TensorType::kI32, 18}};
+
 const TypeEntry* FindType(TensorType type) {
   const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes),
                                    [type](const TypeEntry& entry) { return entry.type == type; });
@@ -60,6 +73,43 @@ std::string TensorTypeName(TensorType type) {
 BlockShape GetBlockShape(TensorType type) {
   const TypeEntry* entry = FindType(type);
   return entry != nullptr ? entry->shape : BlockShape{0, 0};
+}
+
+TensorType TypeOfNumber(uint32_t number, bool powerinfer) {
+  for (const RenumberedType& entry : kRenumbered) {
+    if (powerinfer && number == entry.powerinfer_number) return entry.type;
+  }
+  return static_cast<TensorType>(number);
+}
+
+uint32_t TypeNumber(TensorType type, bool powerinfer) {
+  for (const RenumberedType& entry : kRenumbered) {
+    if (powerinfer && type == entry.type) return entry.powerinfer_number;
+  }
+  return static_cast<uint32_t>(type);
+}
+
+absl::StatusOr<uint64_t> TensorBytes(TensorType type, absl::Span<const int64_t> dims) {
+  if (dims.empty() || dims.size() > kMostDimensions) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("has ", dims.size(), " dimensions where 1 to ", kMostDimensions, " are allowed"));
+  }
+  std::optional<int64_t> weights = 1;
+  for (const int64_t dimension : dims) {
+    if (dimension < 1) return absl::InvalidArgumentError(absl::StrCat("has a dimension of ", dimension));
+    weights = base::CheckedMul(*weights, dimension);
+    if (!weights) return absl::InvalidArgumentError("has more weights than 64 bits can count");
+  }
+  const BlockShape block = GetBlockShape(type);
+  if (block.weights == 0) return 0;
+  if (dims[0] % block.weights != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("has rows of ", dims[0], " weights, which blocks of ",
+                                                   block.weights, " (", TensorTypeName(type),
+                                                   ") do not divide"));
+  }
+  const auto bytes = base::CheckedMul(*weights / block.weights, block.bytes);
+  if (!bytes) return absl::InvalidArgumentError("has more bytes than 64 bits can count");
+  return static_cast<uint64_t>(*bytes);
 }
 
 }  // namespace isotherm::gguf

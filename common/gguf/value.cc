@@ -181,6 +181,7 @@ std::string DescribeElement(Cursor& cursor, ValueType type) {
 
 absl::StatusOr<Value> ReadValue(Cursor& cursor) {
   Value value;
+  Cursor encoded = cursor;
   ISOTHERM_ASSIGN_OR_RETURN(value.type, ReadType(cursor));
   if (value.type == ValueType::kArray) {
     value.is_array = true;
@@ -210,6 +211,7 @@ absl::StatusOr<Value> ReadValue(Cursor& cursor) {
     }
   }
   value.payload = *payload.ReadBytes(cursor.position() - payload.position());
+  value.encoded = *encoded.ReadBytes(cursor.position() - encoded.position());
   return value;
 }
 

@@ -35,6 +35,7 @@ struct Value {
   bool is_array = false;
   uint64_t count = 1;
   absl::Span<const uint8_t> payload;
+  absl::Span<const uint8_t> encoded;  // all of it, type and count included
 };
 
 // Reads type and value and skips the payload. The error says what is wrong and at which byte, without the

@@ -4,12 +4,8 @@
 #include <utility>
 
 namespace isotherm::testing {
-namespace {
 
-constexpr uint32_t kStringType = 8;
-constexpr uint32_t kArrayType = 9;
-
-}  // namespace
+using gguf::Append;
 
 GgufBuilder& GgufBuilder::SetMagic(const std::string& magic) {
   magic_ = magic;
@@ -26,29 +22,25 @@ GgufBuilder& GgufBuilder::SetAlignment(uint64_t alignment) {
   return *this;
 }
 
-GgufBuilder& GgufBuilder::Add(const std::string& key, const std::string& value) {
-  return AddRaw(key, kStringType, EncodeString(value));
-}
-
-GgufBuilder& GgufBuilder::AddArray(const std::string& key, const std::vector<std::string>& values) {
-  Bytes elements;
-  for (const std::string& value : values) Append(elements, EncodeString(value));
-  return AddRawArray(key, kStringType, values.size(), elements);
+GgufBuilder& GgufBuilder::AddEncoded(const std::string& key, Bytes encoded) {
+  metadata_.push_back({key, std::move(encoded)});
+  return *this;
 }
 
 GgufBuilder& GgufBuilder::AddRaw(const std::string& key, uint32_t type, const Bytes& payload) {
-  Metadata metadata{key, Encode(type)};
-  Append(metadata.encoded, payload);
-  metadata_.push_back(std::move(metadata));
-  return *this;
+  Bytes encoded;
+  Append(encoded, type);
+  Append(encoded, absl::MakeConstSpan(payload));
+  return AddEncoded(key, std::move(encoded));
 }
 
 GgufBuilder& GgufBuilder::AddRawArray(const std::string& key, uint32_t element_type, uint64_t count,
                                       const Bytes& payload) {
-  Bytes array = Encode(element_type);
-  Append(array, Encode(count));
-  Append(array, payload);
-  return AddRaw(key, kArrayType, array);
+  Bytes array;
+  Append(array, element_type);
+  Append(array, count);
+  Append(array, absl::MakeConstSpan(payload));
+  return AddRaw(key, static_cast<uint32_t>(gguf::ValueType::kArray), array);
 }
 
 GgufBuilder& GgufBuilder::Remove(const std::string& key) {
@@ -78,32 +70,26 @@ GgufBuilder& GgufBuilder::RemoveTensor(const std::string& name) {
 
 Bytes GgufBuilder::Build() const {
   Bytes header(magic_.begin(), magic_.end());
-  Append(header, Encode(version_));
-  Append(header, Encode<uint64_t>(tensors_.size()));
-  Append(header, Encode<uint64_t>(metadata_.size()));
+  Append(header, version_);
+  Append<uint64_t>(header, tensors_.size());
+  Append<uint64_t>(header, metadata_.size());
   for (const Metadata& metadata : metadata_) {
-    Append(header, EncodeString(metadata.key));
-    Append(header, metadata.encoded);
+    Append(header, absl::string_view(metadata.key));
+    Append(header, absl::MakeConstSpan(metadata.encoded));
   }
   Bytes data;
   for (const Tensor& tensor : tensors_) {
     Pad(data, alignment_);
-    Append(header, EncodeString(tensor.name));
-    Append(header, Encode(static_cast<uint32_t>(tensor.dims.size())));
-    for (const uint64_t dimension : tensor.dims) Append(header, Encode(dimension));
-    Append(header, Encode(static_cast<uint32_t>(tensor.type)));
-    Append(header, Encode<uint64_t>(tensor.has_offset ? tensor.offset : data.size()));
-    Append(data, tensor.data);
+    Append(header, absl::string_view(tensor.name));
+    Append(header, static_cast<uint32_t>(tensor.dims.size()));
+    for (const uint64_t dimension : tensor.dims) Append(header, dimension);
+    Append(header, static_cast<uint32_t>(tensor.type));
+    Append<uint64_t>(header, tensor.has_offset ? tensor.offset : data.size());
+    Append(data, absl::MakeConstSpan(tensor.data));
   }
   Pad(header, alignment_);
-  Append(header, data);
+  Append(header, absl::MakeConstSpan(data));
   return header;
-}
-
-Bytes GgufBuilder::EncodeString(const std::string& text) {
-  Bytes result = Encode<uint64_t>(text.size());
-  Append(result, Bytes(text.begin(), text.end()));
-  return result;
 }
 
 void GgufBuilder::Pad(Bytes& out, uint64_t alignment) {

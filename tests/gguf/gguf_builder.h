@@ -3,10 +3,10 @@
 
 #include <cstdint>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "common/gguf/encode.h"
 #include "common/gguf/file.h"
 
 // GGUF files for tests. Nothing is checked, so that broken files can be built as well.
@@ -26,20 +26,16 @@ class GgufBuilder {
   // Where data sections and tensors start; add the key general.alignment too if it is not 32.
   GgufBuilder& SetAlignment(uint64_t alignment);
 
-  // Scalars of the arithmetic type given, bool included.
+  // Scalars of the arithmetic type given, bool included, and strings.
   template <typename T>
   GgufBuilder& Add(const std::string& key, T value) {
-    return AddRaw(key, ValueTypeOf<T>(), Encode(value));
+    return AddEncoded(key, gguf::EncodeValue(value));
   }
-  GgufBuilder& Add(const std::string& key, const std::string& value);
   GgufBuilder& Add(const std::string& key, const char* value) { return Add(key, std::string(value)); }
   template <typename T>
   GgufBuilder& AddArray(const std::string& key, const std::vector<T>& values) {
-    Bytes elements;
-    for (const T value : values) Append(elements, Encode(value));
-    return AddRawArray(key, ValueTypeOf<T>(), values.size(), elements);
+    return AddEncoded(key, gguf::EncodeArray(values));
   }
-  GgufBuilder& AddArray(const std::string& key, const std::vector<std::string>& values);
   // `type` is the format's number of the value's type.
   GgufBuilder& AddRaw(const std::string& key, uint32_t type, const Bytes& payload);
   GgufBuilder& AddRawArray(const std::string& key, uint32_t element_type, uint64_t count,
@@ -73,27 +69,7 @@ class GgufBuilder {
     uint64_t offset = 0;
   };
 
-  template <typename T>
-  static constexpr uint32_t ValueTypeOf() {
-    if constexpr (std::is_same_v<T, bool>)
-      return 7;
-    else if constexpr (std::is_same_v<T, float>)
-      return 6;
-    else if constexpr (std::is_same_v<T, double>)
-      return 12;
-    else if constexpr (sizeof(T) == 8)
-      return std::is_signed_v<T> ? 11 : 10;
-    else
-      return (sizeof(T) == 1 ? 0 : sizeof(T) == 2 ? 2 : 4) + (std::is_signed_v<T> ? 1 : 0);
-  }
-  template <typename T>
-  static Bytes Encode(T value) {
-    static_assert(std::is_arithmetic_v<T>);
-    const auto* bytes = reinterpret_cast<const uint8_t*>(&value);
-    return Bytes(bytes, bytes + sizeof(T));
-  }
-  static Bytes EncodeString(const std::string& text);
-  static void Append(Bytes& out, const Bytes& more) { out.insert(out.end(), more.begin(), more.end()); }
+  GgufBuilder& AddEncoded(const std::string& key, Bytes encoded);
   static void Pad(Bytes& out, uint64_t alignment);
 
   std::string magic_ = "GGUF";
