@@ -62,6 +62,59 @@ struct SiluProduct {
 void AddTo(const float* x, float* y, int64_t n) { UpdateEach(x, y, n, Sum()); }
 void SiluMulTo(float* gate, const float* up, int64_t n) { UpdateEach(up, gate, n, SiluProduct()); }
 
+// y += scale * (x + bias).
+void AddScaledTo(const float* x, const float* bias, float scale, float* y, int64_t n) {
+  const DF d;
+  const auto factor = hn::Set(d, scale);
+  for (int64_t i = 0; i < n; i += kFloats) {
+    const auto first = FirstLeft(d, i, n);
+    auto value = hn::MaskedLoad(first, d, x + i);
+    if (bias != nullptr) value = hn::Add(value, hn::MaskedLoad(first, d, bias + i));
+    hn::BlendedStore(hn::MulAdd(value, factor, hn::MaskedLoad(first, d, y + i)), first, d, y + i);
+  }
+}
+
+// Sum in F64.
+HWY_INLINE double SumOf(const float* x, int64_t n) {
+  const DD d;
+  auto sum = hn::Zero(d);
+  for (int64_t i = 0; i < n; i += kDoubles) {
+    sum = hn::Add(sum, hn::PromoteTo(d, hn::MaskedLoad(FirstLeft(DHalf(), i, n), DHalf(), x + i)));
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+// Sum of the squares of x - mean in F64.
+HWY_INLINE double SquaredDeviation(const float* x, double mean, int64_t n) {
+  const DD d;
+  const auto center = hn::Set(d, mean);
+  auto sum = hn::Zero(d);
+  for (int64_t i = 0; i < n; i += kDoubles) {
+    const auto value = hn::PromoteTo(d, hn::MaskedLoad(FirstLeft(DHalf(), i, n), DHalf(), x + i));
+    const auto deviation = hn::IfThenElseZero(FirstLeft(d, i, n), hn::Sub(value, center));
+    sum = hn::MulAdd(deviation, deviation, sum);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+// The mean is subtracted in F64: it may be far larger than what is left.
+void LayerNormTo(const float* x, const float* weight, const float* bias, float epsilon, int64_t n,
+                 float* out) {
+  const DD d;
+  const double mean = SumOf(x, n) / static_cast<double>(n);
+  const double variance = SquaredDeviation(x, mean, n) / static_cast<double>(n);
+  const auto center = hn::Set(d, mean);
+  const auto scale = hn::Set(d, 1.0 / std::sqrt(variance + epsilon));
+  for (int64_t i = 0; i < n; i += kDoubles) {
+    const auto first = FirstLeft(DHalf(), i, n);
+    const auto load = [&](const float* from)
+                          HWY_ATTR { return hn::PromoteTo(d, hn::MaskedLoad(first, DHalf(), from + i)); };
+    auto value = hn::Mul(hn::Mul(hn::Sub(load(x), center), scale), load(weight));
+    if (bias != nullptr) value = hn::Add(value, load(bias));
+    hn::BlendedStore(hn::DemoteTo(DHalf(), value), first, DHalf(), out + i);
+  }
+}
+
 // Sum of squares in F64: products of two floats are exact there.
 HWY_INLINE double SquaredNorm(const float* x, int64_t n) {
   const DD d;
@@ -113,21 +166,20 @@ HWY_INLINE void Rotations(float position, const float* frequency, int64_t pairs,
   hn::StoreU(hn::DemoteTo(DHalf(), hn::Sin(d, reduced)), DHalf(), sines);
 }
 
-void RopeInPlace(float* vectors, int64_t heads, int64_t head_dim, int64_t rope_dims, float position,
-                 const float* inverse_frequency) {
+void RopeInPlace(const RopeTable& table, float position, int64_t heads, int64_t head_dim, float* vectors) {
   float cosines[kDoubles];
   float sines[kDoubles];
-  const int64_t pairs = rope_dims / 2;
-  for (int64_t begin = 0; begin < pairs; begin += kDoubles) {
-    const int64_t count = std::min(kDoubles, pairs - begin);
-    Rotations(position, inverse_frequency + begin, count, cosines, sines);
+  for (int64_t begin = 0; begin < table.pairs; begin += kDoubles) {
+    const int64_t count = std::min(kDoubles, table.pairs - begin);
+    Rotations(position, table.inverse_frequency + begin, count, cosines, sines);
     for (int64_t head = 0; head < heads; ++head) {
-      float* const pair = vectors + head * head_dim + 2 * begin;
+      float* const firsts = vectors + head * head_dim + table.step * begin;
+      float* const seconds = firsts + table.gap;
       for (int64_t i = 0; i < count; ++i) {
-        const float a = pair[2 * i];
-        const float b = pair[2 * i + 1];
-        pair[2 * i] = a * cosines[i] - b * sines[i];
-        pair[2 * i + 1] = a * sines[i] + b * cosines[i];
+        const float a = firsts[table.step * i];
+        const float b = seconds[table.step * i];
+        firsts[table.step * i] = a * cosines[i] - b * sines[i];
+        seconds[table.step * i] = a * sines[i] + b * cosines[i];
       }
     }
   }
@@ -192,7 +244,9 @@ namespace isotherm::kernels {
 
 HWY_EXPORT(RmsNormTo);
 HWY_EXPORT(RopeInPlace);
+HWY_EXPORT(LayerNormTo);
 HWY_EXPORT(AddTo);
+HWY_EXPORT(AddScaledTo);
 HWY_EXPORT(SiluMulTo);
 HWY_EXPORT(LogSumExpOf);
 HWY_EXPORT(ArgMaxOf);
@@ -201,12 +255,18 @@ void RmsNorm(const float* x, const float* weight, float epsilon, int64_t n, floa
   HWY_DYNAMIC_DISPATCH(RmsNormTo)(x, weight, epsilon, n, out);
 }
 
-void Rope(float* vectors, int64_t heads, int64_t head_dim, int64_t rope_dims, float position,
-          const float* inverse_frequency) {
-  HWY_DYNAMIC_DISPATCH(RopeInPlace)(vectors, heads, head_dim, rope_dims, position, inverse_frequency);
+void LayerNorm(const float* x, const float* weight, const float* bias, float epsilon, int64_t n, float* out) {
+  HWY_DYNAMIC_DISPATCH(LayerNormTo)(x, weight, bias, epsilon, n, out);
+}
+
+void Rope(const RopeTable& table, float position, int64_t heads, int64_t head_dim, float* vectors) {
+  HWY_DYNAMIC_DISPATCH(RopeInPlace)(table, position, heads, head_dim, vectors);
 }
 
 void Add(const float* x, float* y, int64_t n) { HWY_DYNAMIC_DISPATCH(AddTo)(x, y, n); }
+void AddScaled(const float* x, const float* bias, float scale, float* y, int64_t n) {
+  HWY_DYNAMIC_DISPATCH(AddScaledTo)(x, bias, scale, y, n);
+}
 void SiluMul(float* gate, const float* up, int64_t n) { HWY_DYNAMIC_DISPATCH(SiluMulTo)(gate, up, n); }
 
 double LogSumExp(const float* x, int64_t n) { return HWY_DYNAMIC_DISPATCH(LogSumExpOf)(x, n); }

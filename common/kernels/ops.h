@@ -35,13 +35,26 @@ void GemmNN(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const 
 // out = x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich 2019). May run in place.
 void RmsNorm(const float* x, const float* weight, float epsilon, int64_t n, float* out);
 
-// Rotates adjacent pairs (2i, 2i + 1), i < rope_dims / 2, of every head by position * inverse_frequency[i]
-// (Su et al. 2021). vectors: [heads, head_dim].
-void Rope(float* vectors, int64_t heads, int64_t head_dim, int64_t rope_dims, float position,
-          const float* inverse_frequency);
+// out = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias (Ba et al. 2016), bias null for none. May
+// run in place.
+void LayerNorm(const float* x, const float* weight, const float* bias, float epsilon, int64_t n, float* out);
+
+// Rotary embedding (Su et al. 2021): which dimensions of a head are rotated together, and how fast.
+struct RopeTable {
+  const float* inverse_frequency = nullptr;  // [pairs]
+  int64_t pairs = 0;
+  // Pair i is dimensions (i * step, i * step + gap): step 2 and gap 1 for adjacent ones, step 1 and gap
+  // `pairs` for GPT-NeoX's halves.
+  int64_t step = 2;
+  int64_t gap = 1;
+};
+// Rotates pair i of every head by position * inverse_frequency[i]. vectors: [heads, head_dim].
+void Rope(const RopeTable& table, float position, int64_t heads, int64_t head_dim, float* vectors);
 
 // y += x.
 void Add(const float* x, float* y, int64_t n);
+// y += scale * (x + bias), bias null for none.
+void AddScaled(const float* x, const float* bias, float scale, float* y, int64_t n);
 // gate = silu(gate) * up.
 void SiluMul(float* gate, const float* up, int64_t n);
 

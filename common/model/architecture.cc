@@ -4,7 +4,9 @@ namespace isotherm::model {
 namespace {
 
 constexpr Architecture kArchitectures[] = {
-    {"llama", &LoadLlama},
+    {"arcee", &LoadArcee},       {"bamboo", &LoadBamboo},   {"falcon", &LoadFalcon},
+    {"llama", &LoadLlama},       {"minicpm", &LoadMiniCpm}, {"mistral", &LoadLlama},
+    {"nemotron", &LoadNemotron}, {"opt", &LoadOpt},         {"qwen2", &LoadQwen2},
 };
 
 }  // namespace

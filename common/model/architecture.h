@@ -16,7 +16,8 @@ namespace isotherm::model {
 struct ModelParts {
   Hyperparameters hyperparameters;
   std::vector<Layer> layers;
-  TensorRef token_embedding, output_norm, output;
+  TensorRef token_embedding, position_embedding, rope_factors, output;
+  Affine output_norm;
 };
 
 // One family of models. To add one: write its loader in a file of its own and list it in architecture.cc.
@@ -29,7 +30,14 @@ struct Architecture {
 
 absl::Span<const Architecture> Architectures();
 
+absl::Status LoadArcee(const MetadataReader& metadata, TensorFinder& tensors, ModelParts& parts);
+absl::Status LoadBamboo(const MetadataReader& metadata, TensorFinder& tensors, ModelParts& parts);
+absl::Status LoadFalcon(const MetadataReader& metadata, TensorFinder& tensors, ModelParts& parts);
 absl::Status LoadLlama(const MetadataReader& metadata, TensorFinder& tensors, ModelParts& parts);
+absl::Status LoadMiniCpm(const MetadataReader& metadata, TensorFinder& tensors, ModelParts& parts);
+absl::Status LoadNemotron(const MetadataReader& metadata, TensorFinder& tensors, ModelParts& parts);
+absl::Status LoadOpt(const MetadataReader& metadata, TensorFinder& tensors, ModelParts& parts);
+absl::Status LoadQwen2(const MetadataReader& metadata, TensorFinder& tensors, ModelParts& parts);
 
 }  // namespace isotherm::model
 

@@ -47,10 +47,16 @@ std::string ActivationName(Activation activation) {
   switch (activation) {
     case Activation::kSilu:
       return "silu";
+    case Activation::kGelu:
+      return "gelu";
     case Activation::kRelu:
       return "relu";
     case Activation::kFatRelu:
       return "fatrelu";
+    case Activation::kRelu2:
+      return "relu2";
+    case Activation::kDRelu:
+      return "drelu";
   }
   return "unknown";
 }
@@ -78,6 +84,8 @@ absl::StatusOr<std::unique_ptr<Model>> Model::FromFile(std::unique_ptr<gguf::Fil
   model->hyperparameters_ = std::move(parts.hyperparameters);
   model->layers_ = std::move(parts.layers);
   model->token_embedding_ = parts.token_embedding;
+  model->position_embedding_ = parts.position_embedding;
+  model->rope_factors_ = parts.rope_factors;
   model->output_norm_ = parts.output_norm;
   model->output_ = parts.output;
   model->digest_ = file->StructureDigest();

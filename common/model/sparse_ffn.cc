@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 
 namespace isotherm::model {
@@ -17,11 +18,16 @@ constexpr double kMostMagnitude = std::numeric_limits<float>::max();  // finite
 
 absl::StatusOr<Activation> ParseActivation(const MetadataReader& metadata, const char* key) {
   ISOTHERM_ASSIGN_OR_RETURN(const std::string name, metadata.String(key));
-  for (const Activation activation : {Activation::kSilu, Activation::kRelu, Activation::kFatRelu}) {
+  constexpr Activation kActivations[] = {Activation::kSilu,    Activation::kGelu,  Activation::kRelu,
+                                         Activation::kFatRelu, Activation::kRelu2, Activation::kDRelu};
+  for (const Activation activation : kActivations) {
     if (name == ActivationName(activation)) return activation;
   }
-  return absl::UnimplementedError(
-      metadata.Message(key, absl::StrCat("is '", name, "'; supported: silu, relu, fatrelu")));
+  const auto append_name = [](std::string* out, Activation activation) {
+    out->append(ActivationName(activation));
+  };
+  return absl::UnimplementedError(metadata.Message(
+      key, absl::StrCat("is '", name, "'; supported: ", absl::StrJoin(kActivations, ", ", append_name))));
 }
 
 // Whether the value of `key` is `yes`, where it must be that or `no`.
@@ -95,8 +101,12 @@ absl::Status LoadActivation(const MetadataReader& metadata, Hyperparameters& hyp
   constexpr char kThresholdKey[] = "isotherm.ffn.activation_threshold";
   if (metadata.Has(kActivationKey)) {
     ISOTHERM_ASSIGN_OR_RETURN(hyperparameters.activation, ParseActivation(metadata, kActivationKey));
-  } else if (metadata.file().is_powerinfer()) {
+  } else if (metadata.file().is_powerinfer() && !hyperparameters.sparse()) {
     hyperparameters.activation = Activation::kRelu;
+  }
+  if (hyperparameters.activation == Activation::kDRelu && !hyperparameters.gated) {
+    return absl::InvalidArgumentError(metadata.Message(
+        kActivationKey, "is 'drelu', which needs a gated FFN, and this architecture's is not"));
   }
   if (hyperparameters.activation == Activation::kFatRelu) {
     ISOTHERM_ASSIGN_OR_RETURN(hyperparameters.activation_threshold,
@@ -107,15 +117,12 @@ absl::Status LoadActivation(const MetadataReader& metadata, Hyperparameters& hyp
 
 absl::Status LoadDown(const Hyperparameters& hyperparameters, const std::string& prefix,
                       TensorFinder& tensors, Layer& layer) {
-  const std::string transposed = prefix + "ffn_down_t.weight";
-  layer.down_transposed = tensors.Has(transposed);
-  if (layer.down_transposed) {
-    ISOTHERM_ASSIGN_OR_RETURN(layer.down,
-                              tensors.Matrix(transposed, hyperparameters.ffn, hyperparameters.hidden));
-  } else {
-    ISOTHERM_ASSIGN_OR_RETURN(
-        layer.down, tensors.Matrix(prefix + "ffn_down.weight", hyperparameters.hidden, hyperparameters.ffn));
-  }
+  layer.down_transposed = tensors.Has(prefix + "ffn_down_t.weight");
+  const std::string name = prefix + (layer.down_transposed ? "ffn_down_t" : "ffn_down");
+  int64_t rows = hyperparameters.hidden, columns = hyperparameters.ffn;
+  if (layer.down_transposed) std::swap(rows, columns);
+  ISOTHERM_ASSIGN_OR_RETURN(layer.down, tensors.Matrix(name + ".weight", rows, columns));
+  ISOTHERM_ASSIGN_OR_RETURN(layer.down_bias, tensors.VectorIfPresent(name + ".bias", hyperparameters.hidden));
   return absl::OkStatus();
 }
 

@@ -10,11 +10,12 @@
 // firing counts.
 namespace isotherm::model {
 
-// Sets activation and activation_threshold from isotherm.ffn.activation. Without the key a PowerInfer file is
-// ReLU and any other has the architecture's own activation, which parts.hyperparameters holds already.
+// Sets activation and activation_threshold from isotherm.ffn.activation. Without the key a file has the
+// architecture's own activation, which `hyperparameters` holds already; where that is dense, a PowerInfer
+// file has ReLU.
 absl::Status LoadActivation(const MetadataReader& metadata, Hyperparameters& hyperparameters);
 
-// Sets down and down_transposed from PREFIXffn_down.weight or PREFIXffn_down_t.weight.
+// Sets down, down_bias and down_transposed from PREFIXffn_down or PREFIXffn_down_t.
 absl::Status LoadDown(const Hyperparameters& hyperparameters, const std::string& prefix,
                       TensorFinder& tensors, Layer& layer);
 

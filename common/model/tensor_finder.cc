@@ -16,7 +16,7 @@ using gguf::TensorType;
 constexpr TensorType kWeightTypes[] = {TensorType::kF32,  TensorType::kF16,  TensorType::kBF16,
                                        TensorType::kQ8_0, TensorType::kQ4_0, TensorType::kQ4_K,
                                        TensorType::kQ6_K};
-constexpr TensorType kNormTypes[] = {TensorType::kF32, TensorType::kF16};
+constexpr TensorType kVectorTypes[] = {TensorType::kF32, TensorType::kF16};
 
 bool Contains(absl::Span<const TensorType> types, TensorType type) {
   return std::find(types.begin(), types.end(), type) != types.end();
@@ -49,12 +49,16 @@ absl::StatusOr<TensorRef> TensorFinder::MatrixOfColumns(absl::string_view name, 
   return tensor;
 }
 
-absl::StatusOr<TensorRef> TensorFinder::Norm(absl::string_view name, int64_t columns) {
-  return Vector(name, columns, kNormTypes);
+absl::StatusOr<TensorRef> TensorFinder::Vector(absl::string_view name, int64_t columns) {
+  return VectorOfTypes(name, columns, kVectorTypes);
+}
+
+absl::StatusOr<TensorRef> TensorFinder::VectorIfPresent(absl::string_view name, int64_t columns) {
+  return Has(name) ? Vector(name, columns) : TensorRef();
 }
 
 absl::StatusOr<TensorRef> TensorFinder::F32Vector(absl::string_view name, int64_t columns) {
-  return Vector(name, columns, {TensorType::kF32});
+  return VectorOfTypes(name, columns, {TensorType::kF32});
 }
 
 absl::Status TensorFinder::CheckAllUsed() const {
@@ -77,8 +81,8 @@ absl::StatusOr<TensorRef> TensorFinder::Find(absl::string_view name) {
   return TensorRef{info, info->dims[1], info->dims[0]};
 }
 
-absl::StatusOr<TensorRef> TensorFinder::Vector(absl::string_view name, int64_t columns,
-                                               absl::Span<const TensorType> types) {
+absl::StatusOr<TensorRef> TensorFinder::VectorOfTypes(absl::string_view name, int64_t columns,
+                                                      absl::Span<const TensorType> types) {
   ISOTHERM_ASSIGN_OR_RETURN(const TensorRef tensor, Find(name));
   if (tensor.info->rank != 1 || tensor.columns != columns)
     return WrongShape(tensor, absl::StrCat("[", columns, "]"));

@@ -29,7 +29,9 @@ class TensorFinder {
   // [any number of rows up to `most_rows`, columns].
   absl::StatusOr<TensorRef> MatrixOfColumns(absl::string_view name, int64_t most_rows, int64_t columns);
   // F32 or F16.
-  absl::StatusOr<TensorRef> Norm(absl::string_view name, int64_t columns);
+  absl::StatusOr<TensorRef> Vector(absl::string_view name, int64_t columns);
+  // Like Vector; absent where the file has none.
+  absl::StatusOr<TensorRef> VectorIfPresent(absl::string_view name, int64_t columns);
   absl::StatusOr<TensorRef> F32Vector(absl::string_view name, int64_t columns);
 
   // Unimplemented, naming one, if the file has tensors that nobody asked for: a graph without them would give
@@ -41,8 +43,8 @@ class TensorFinder {
 
  private:
   absl::StatusOr<TensorRef> Find(absl::string_view name);
-  absl::StatusOr<TensorRef> Vector(absl::string_view name, int64_t columns,
-                                   absl::Span<const gguf::TensorType> types);
+  absl::StatusOr<TensorRef> VectorOfTypes(absl::string_view name, int64_t columns,
+                                          absl::Span<const gguf::TensorType> types);
   absl::Status CheckType(const TensorRef& tensor, absl::Span<const gguf::TensorType> types) const;
   absl::Status WrongShape(const TensorRef& tensor, absl::string_view wanted) const;
 

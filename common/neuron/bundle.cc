@@ -1,6 +1,7 @@
 #include "common/neuron/bundle.h"
 
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,9 @@ namespace isotherm::neuron {
 namespace {
 
 using kernels::WeightType;
+
+// A line of its own, so that the row behind it stays aligned.
+constexpr int64_t kBiasBytes = 64;
 
 bool TransposesExactly(WeightType type) {
   return type == WeightType::kF32 || type == WeightType::kF16 || type == WeightType::kBF16;
@@ -54,6 +58,17 @@ class RowPacker {
       }
     });
     file_.ReleasePages(*tensor.info);
+  }
+
+  // One value a neuron, as F32.
+  void PackVector(const model::TensorRef& vector, WeightType type, uint8_t* out) const {
+    std::vector<float> values(vector.columns);
+    kernels::UnpackFileRow(type, file_.Data(*vector.info).data(), vector.columns, values.data());
+    for (const int32_t neuron : neurons_) {
+      std::memset(out, 0, kBiasBytes);
+      std::memcpy(out, &values[neuron], sizeof(float));
+      out += bundle_bytes_;
+    }
   }
 
  private:
@@ -108,15 +123,22 @@ absl::StatusOr<BundleLayout> MakeBundleLayout(const model::Model& model, int64_t
   const model::Layer& tensors = model.layers()[layer];
   BundleLayout layout;
   layout.hidden = model.hyperparameters().hidden;
-  ISOTHERM_ASSIGN_OR_RETURN(layout.gate_type, PackedWeightType(*tensors.gate.info));
+  layout.gated = tensors.gate.present();
+  ISOTHERM_ASSIGN_OR_RETURN(layout.gate_type, PackedWeightType(*tensors.activated().info));
   ISOTHERM_ASSIGN_OR_RETURN(layout.up_type, PackedWeightType(*tensors.up.info));
   ISOTHERM_ASSIGN_OR_RETURN(layout.down_type, PackedWeightType(*tensors.down.info));
   if (!tensors.down_transposed && !TransposesExactly(layout.down_type)) layout.down_type = WeightType::kQ8_0;
-  ISOTHERM_RETURN_IF_ERROR(CheckColumns(layout.gate_type, layout.hidden, tensors.gate.info->name));
+  ISOTHERM_RETURN_IF_ERROR(CheckColumns(layout.gate_type, layout.hidden, tensors.activated().info->name));
   ISOTHERM_RETURN_IF_ERROR(CheckColumns(layout.up_type, layout.hidden, tensors.up.info->name));
   ISOTHERM_RETURN_IF_ERROR(CheckColumns(layout.down_type, layout.hidden, tensors.down.info->name));
-  layout.up_offset = kernels::PackedRowBytes(layout.gate_type, layout.hidden);
-  layout.down_offset = layout.up_offset + kernels::PackedRowBytes(layout.up_type, layout.hidden);
+  const int64_t first_row = kernels::PackedRowBytes(layout.gate_type, layout.hidden);
+  if (layout.gated) {
+    layout.up_offset = first_row;
+    layout.down_offset = layout.up_offset + kernels::PackedRowBytes(layout.up_type, layout.hidden);
+  } else {
+    if (tensors.up_bias.present()) layout.bias_offset = first_row;
+    layout.down_offset = first_row + (tensors.up_bias.present() ? kBiasBytes : 0);
+  }
   layout.bundle_bytes = layout.down_offset + kernels::PackedRowBytes(layout.down_type, layout.hidden);
   return layout;
 }
@@ -138,13 +160,19 @@ absl::StatusOr<PackReport> PackBundles(const model::Model& model, int64_t layer,
   if (wanted.empty()) return PackReport{};
 
   const RowPacker packer(file, wanted, layout.bundle_bytes, pool);
-  if (layer == 0) file.PrefetchPages(*tensors.gate.info);
-  file.PrefetchPages(*tensors.up.info);
-  packer.Pack(tensors.gate, layout.gate_type, out);
+  if (layer == 0) file.PrefetchPages(*tensors.activated().info);
+  if (layout.gated) {
+    file.PrefetchPages(*tensors.up.info);
+    packer.Pack(tensors.gate, layout.gate_type, out);
+  }
   file.PrefetchPages(*tensors.down.info);
   packer.Pack(tensors.up, layout.up_type, out + layout.up_offset);
+  if (layout.bias_offset != 0) {
+    ISOTHERM_ASSIGN_OR_RETURN(const WeightType bias_type, PackedWeightType(*tensors.up_bias.info));
+    packer.PackVector(tensors.up_bias, bias_type, out + layout.bias_offset);
+  }
   if (layer + 1 < static_cast<int64_t>(model.layers().size())) {
-    file.PrefetchPages(*model.layers()[layer + 1].gate.info);
+    file.PrefetchPages(*model.layers()[layer + 1].activated().info);
   }
   uint8_t* down_out = out + layout.down_offset;
   if (tensors.down_transposed) {

@@ -14,20 +14,30 @@
 namespace isotherm::neuron {
 
 // Part of the exchange's opening message: both workers must pack alike.
-inline constexpr uint32_t kBundleLayoutVersion = 1;
+inline constexpr uint32_t kBundleLayoutVersion = 2;
 
 // The gate, up and down rows of one neuron side by side, each a packed row of `hidden` columns
-// (common/kernels/packed_row.h).
+// (common/kernels/packed_row.h). An ungated FFN has no gate row: its up row stands at 0 in the gate's place,
+// with gate_type its type and nothing at up_offset, and the up bias, one F32 on a line of its own, follows it
+// where the model has one. So the first row always is the one whose product goes through the activation.
 struct BundleLayout {
   kernels::WeightType gate_type, up_type, down_type;
   int64_t hidden = 0;
   int64_t up_offset = 0;     // bytes; the gate row is at 0
   int64_t down_offset = 0;   // bytes
   int64_t bundle_bytes = 0;  // a multiple of 64
+  bool gated = true;
+  int64_t bias_offset = 0;  // bytes; 0: no bias
 
   const uint8_t* Gate(const uint8_t* bundle) const { return bundle; }
   const uint8_t* Up(const uint8_t* bundle) const { return bundle + up_offset; }
   const uint8_t* Down(const uint8_t* bundle) const { return bundle + down_offset; }
+  // What is read where the first row says that the neuron fires.
+  int64_t second_offset() const { return gated ? up_offset : down_offset; }
+  // What is added to the first row's product.
+  float Bias(const uint8_t* bundle) const {
+    return bias_offset == 0 ? 0.0f : *reinterpret_cast<const float*>(bundle + bias_offset);
+  }
 };
 
 // The packed form of a file's tensor type; Unimplemented, naming the tensor, for types the kernels cannot

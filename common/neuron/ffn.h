@@ -8,8 +8,9 @@
 #include "common/model/model.h"
 #include "common/neuron/bundle.h"
 
-// The sparse FFN on the CPU: y[row] = sum over neurons j in the row's mask of act(gate_j . x) * (up_j . x) *
-// down_j, for the hot neurons of the host device and the cold neurons of the CPU worker alike.
+// The sparse FFN on the CPU, for the hot neurons of the host device and the cold neurons of the CPU worker
+// alike: y[row] = sum over neurons j in the row's mask of act(gate_j . x) * (up_j . x) * down_j, ungated
+// act(up_j . x + bias_j) * down_j. The down bias is the caller's to add.
 namespace isotherm::neuron {
 
 // Up to this many rows a request takes the sparse path, beyond it the tiled one. Where reading each bundle
@@ -29,10 +30,11 @@ struct FfnRequest {
   const float* x = nullptr;         // [rows, hidden]
   const uint64_t* masks = nullptr;  // [rows, MaskWords(ffn)]
   int64_t ffn = 0;
-  // Compacted gate pre-activations: for each row in order, one F32 for each set bit of that row's mask in
-  // ascending order. The gate rows are then not read. Null: compute them.
+  // Compacted pre-activations (gate . x, ungated up . x + bias): for each row in order, one F32 for each set
+  // bit of that row's mask in ascending order. The first rows of bundles are then not read. Null: compute
+  // them.
   const float* gate_values = nullptr;
-  // Compute up and down also where the gate is zero (dense models, the measure of a dense run).
+  // Compute all rows also where the activation is zero (dense models, the measure of a dense run).
   bool dense = false;
   model::Activation activation = model::Activation::kRelu;
   float activation_threshold = 0;
@@ -43,7 +45,7 @@ struct FfnRequest {
 
 struct FfnStatistics {
   int64_t computed = 0;  // mask bits set for neurons of the view, summed over rows
-  int64_t active = 0;    // of those, with act(gate) not zero
+  int64_t active = 0;    // of those, with act(gate) * up (ungated: the activation) not zero
 };
 
 // Owns the workspace. Thread-compatible.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <numbers>
 #include <vector>
 
 #include "common/kernels/row_kernels.h"
@@ -15,16 +16,22 @@
 namespace isotherm::neuron::internal {
 
 // NaN stays NaN, so that a broken input shows in the output instead of vanishing.
-inline float Activate(model::Activation activation, float threshold, float gate) {
+inline float Relu(float value) { return value <= 0 ? 0.0f : value; }
+inline float Activate(model::Activation activation, float threshold, float value) {
   switch (activation) {
     case model::Activation::kRelu:
-      return gate <= 0 ? 0.0f : gate;
+    case model::Activation::kDRelu:
+      return Relu(value);
     case model::Activation::kFatRelu:
-      return gate <= threshold ? 0.0f : gate;
+      return value <= threshold ? 0.0f : value;
+    case model::Activation::kRelu2:
+      return Relu(value) * Relu(value);
+    case model::Activation::kGelu:
+      return 0.5f * value * (1.0f + std::erf(value * std::numbers::sqrt2_v<float> / 2));
     case model::Activation::kSilu:
       break;
   }
-  return gate / (1.0f + std::exp(-gate));
+  return value / (1.0f + std::exp(-value));
 }
 
 // F32 on cache lines of its own.
@@ -85,9 +92,10 @@ struct Job {
   float GateValue(int64_t row, int64_t neuron) const {
     return request->gate_values[gate_index->At(first_row + row, neuron)];
   }
-  float Activate(float gate) const {
-    return internal::Activate(request->activation, request->activation_threshold, gate);
+  float Activate(float value) const {
+    return internal::Activate(request->activation, request->activation_threshold, value);
   }
+  bool double_relu() const { return request->activation == model::Activation::kDRelu; }
 };
 
 // Writes the positions in the view, of those in [begin, end), that some row wants; returns how many.

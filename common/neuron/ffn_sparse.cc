@@ -25,16 +25,16 @@ class SparseWalk {
     const int64_t neuron = job_.Neuron(k);
     const uint8_t* bundle = job_.Bundle(k);
     FindRows(neuron);
-    PrefetchHead(MostlyActive() ? layout_.Up(bundle) : next);
+    PrefetchHead(MostlyActive() ? bundle + layout_.second_offset() : next);
     partial_->statistics.computed += count_;
     Gates(neuron, bundle);
-    if (!KeepActive(neuron)) return;
+    if (!KeepActive()) return;
     PrefetchHead(layout_.Down(bundle));
-    std::array<float, kSparseRows> up;
-    Dots(job_.up, layout_.Up(bundle), up.data());
+    if (layout_.gated && !MultiplyByUp(bundle)) return;
+    CountFirings(neuron);
     PrefetchHead(next);
     for (int64_t i = 0; i < count_; ++i) {
-      job_.down.axpy(layout_.Down(bundle), value_[i] * up[i], Accumulator(rows_[i]), job_.hidden);
+      job_.down.axpy(layout_.Down(bundle), value_[i], Accumulator(rows_[i]), job_.hidden);
     }
   }
 
@@ -64,19 +64,34 @@ class SparseWalk {
   void Gates(int64_t neuron, const uint8_t* bundle) {
     if (job_.request->gate_values == nullptr) {
       Dots(job_.gate, layout_.Gate(bundle), value_.data());
+      const float bias = layout_.Bias(bundle);
+      for (int64_t i = 0; i < count_; ++i) value_[i] += bias;
     } else {
       for (int64_t i = 0; i < count_; ++i) value_[i] = job_.GateValue(rows_[i], neuron);
     }
     for (int64_t i = 0; i < count_; ++i) value_[i] = job_.Activate(value_[i]);
   }
 
-  // Drops the rows whose activation is zero; false where none is left.
-  bool KeepActive(int64_t neuron) {
-    int64_t active = 0;
-    for (int64_t i = 0; i < count_; ++i) active += value_[i] != 0;
+  // False where no row is left: with dReLU the second factor decides, too.
+  bool MultiplyByUp(const uint8_t* bundle) {
+    std::array<float, kSparseRows> up;
+    Dots(job_.up, layout_.Up(bundle), up.data());
+    const bool double_relu = job_.double_relu();
+    for (int64_t i = 0; i < count_; ++i) value_[i] *= double_relu ? Relu(up[i]) : up[i];
+    return !double_relu || KeepActive();
+  }
+
+  int64_t CountActive() const { return count_ - std::count(value_.begin(), value_.begin() + count_, 0.0f); }
+
+  void CountFirings(int64_t neuron) {
+    const int64_t active = CountActive();
     partial_->statistics.active += active;
     if (job_.request->firings != nullptr) job_.request->firings[neuron] += active;
-    if (job_.request->dense || active == count_) return count_ > 0;
+  }
+
+  // Drops the rows whose activation is zero; false where none is left.
+  bool KeepActive() {
+    if (job_.request->dense || CountActive() == count_) return count_ > 0;
     int64_t kept = 0;
     for (int64_t i = 0; i < count_; ++i) {
       if (value_[i] == 0) continue;
@@ -120,7 +135,7 @@ int64_t CollectWanted(const Job& job, int64_t begin, int64_t end, int32_t* wante
 void ComputeSparse(const Job& job, int64_t begin, int64_t end, int32_t* wanted, Partial* partial) {
   const int64_t count = CollectWanted(job, begin, end, wanted);
   const BundleLayout& layout = *job.view->layout;
-  const int64_t first_read = job.request->gate_values == nullptr ? 0 : layout.up_offset;
+  const int64_t first_read = job.request->gate_values == nullptr ? 0 : layout.second_offset();
   SparseWalk walk(job, partial);
   for (int64_t i = 0; i < count; ++i) {
     walk.Visit(wanted[i], job.Bundle(wanted[std::min(i + 1, count - 1)]) + first_read);

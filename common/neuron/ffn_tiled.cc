@@ -17,6 +17,7 @@ class Tile {
     if (job_.request->gate_values == nullptr) {
       Unpack(job_.gate, 0);
       Product(scratch_.gate());
+      if (layout_.bias_offset != 0) AddBiases();
       return;
     }
     for (int64_t row = 0; row < job_.rows; ++row) {
@@ -27,33 +28,50 @@ class Tile {
     }
   }
 
-  // Activations where the row wants the neuron, zero elsewhere.
-  FfnStatistics ActivateWanted() const {
-    FfnStatistics statistics;
+  // Activations where the row wants the neuron, zero elsewhere. Returns how many are wanted.
+  int64_t ActivateWanted() const {
+    int64_t computed = 0;
     for (int64_t row = 0; row < job_.rows; ++row) {
       const uint64_t* mask = job_.Mask(row);
       for (int64_t t = 0; t < count_; ++t) {
         float& value = Value(row, t);
-        const int64_t neuron = job_.Neuron(wanted_[t]);
-        const bool wanted = TestBit(mask, neuron);
+        const bool wanted = TestBit(mask, job_.Neuron(wanted_[t]));
         value = wanted ? job_.Activate(value) : 0.0f;
-        statistics.computed += wanted;
-        statistics.active += value != 0;
-        if (job_.request->firings != nullptr) job_.request->firings[neuron] += value != 0;
+        computed += wanted;
       }
     }
-    return statistics;
+    return computed;
+  }
+
+  bool AnyActive() const {
+    const float* values = scratch_.gate();
+    return std::any_of(values, values + job_.rows * count_, [](float value) { return value != 0; });
   }
 
   void MultiplyByUp() const {
     Unpack(job_.up, layout_.up_offset);
     Product(scratch_.up());
     const int64_t size = job_.rows * count_;
+    const bool double_relu = job_.double_relu();
     // Where the activation is zero the product stays zero even if up overflowed: the row did not ask for it.
     for (int64_t i = 0; i < size; ++i) {
       float& value = scratch_.gate()[i];
-      value = value == 0 ? 0.0f : value * scratch_.up()[i];
+      const float up = scratch_.up()[i];
+      value = value == 0 ? 0.0f : value * (double_relu ? Relu(up) : up);
     }
+  }
+
+  // How many neurons fire, over all rows.
+  int64_t CountFirings() const {
+    int64_t active = 0;
+    for (int64_t row = 0; row < job_.rows; ++row) {
+      for (int64_t t = 0; t < count_; ++t) {
+        const bool fires = Value(row, t) != 0;
+        active += fires;
+        if (job_.request->firings != nullptr) job_.request->firings[job_.Neuron(wanted_[t])] += fires;
+      }
+    }
+    return active;
   }
 
   void AddDown(bool accumulate, float* y) const {
@@ -63,6 +81,13 @@ class Tile {
   }
 
  private:
+  void AddBiases() const {
+    for (int64_t t = 0; t < count_; ++t) {
+      const float bias = layout_.Bias(job_.Bundle(wanted_[t]));
+      for (int64_t row = 0; row < job_.rows; ++row) Value(row, t) += bias;
+    }
+  }
+
   float& Value(int64_t row, int64_t t) const { return scratch_.gate()[row * count_ + t]; }
 
   void Unpack(const kernels::RowKernels& kernels, int64_t offset) const {
@@ -104,11 +129,10 @@ void ComputeTiled(const Job& job, const int32_t* wanted, int64_t count, const Ti
   for (int64_t begin = 0; begin < count; begin += scratch.neurons()) {
     const Tile tile(job, wanted + begin, std::min(scratch.neurons(), count - begin), scratch);
     tile.Gate();
-    const FfnStatistics statistics = tile.ActivateWanted();
-    partial->statistics.computed += statistics.computed;
-    partial->statistics.active += statistics.active;
-    if (statistics.active == 0 && !job.request->dense) continue;
-    tile.MultiplyByUp();
+    partial->statistics.computed += tile.ActivateWanted();
+    if (!tile.AnyActive() && !job.request->dense) continue;
+    if (job.view->layout->gated) tile.MultiplyByUp();
+    partial->statistics.active += tile.CountFirings();
     tile.AddDown(accumulate, partial->y);
     accumulate = true;
   }

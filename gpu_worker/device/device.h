@@ -58,10 +58,20 @@ struct PassInput {
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };
 
-// Rotary embedding of one model: Hyperparameters::rope_dims / 2 inverse frequencies, on the device.
-struct RopeTable {
-  const float* inverse_frequency = nullptr;
-  int64_t dims = 0;
+// How tokens become hidden states.
+struct Embedding {
+  kernels::WeightMatrix tokens;  // [vocabulary, hidden]
+  float scale = 1;
+  kernels::WeightMatrix positions;  // [positions, hidden] in models with learned ones, else its data is null
+  int64_t position_offset = 0;
+};
+
+// One norm of the model; `bias` may be null.
+struct Norm {
+  model::NormKind kind = model::NormKind::kRms;
+  float epsilon = 0;
+  const float* weight = nullptr;
+  const float* bias = nullptr;
 };
 
 // The hot neurons of one layer.
@@ -79,8 +89,9 @@ struct FfnCall {
   int64_t rows = 0;
   const float* x = nullptr;         // [rows, hidden], the FFN input
   const uint64_t* masks = nullptr;  // [rows, MaskWords(ffn)], hot and cold
-  const float* gate =
-      nullptr;         // [rows, ffn] gate pre-activations where the predictor computed them, else null
+  // [rows, ffn] pre-activations (gate . x, ungated up . x + bias) where the predictor computed them, else
+  // null.
+  const float* gate = nullptr;
   bool dense = false;  // neuron::FfnRequest::dense
 };
 
@@ -139,20 +150,23 @@ class Device {
   // Copies to host memory; valid after EndPass returned.
   virtual absl::Status Read(const float* source, int64_t count, float* out) = 0;
 
-  // x[r] = row tokens[r] of the matrix.
-  virtual void Embed(const kernels::WeightMatrix& embedding, float* x) = 0;
-  virtual void RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n,
-                       float* out) = 0;
-  // y[r, :] = weight . x[r, :].
-  virtual void MatMul(const kernels::WeightMatrix& weight, const float* x, int64_t rows, float* y) = 0;
+  // x[r] = scale * token row tokens[r], plus position row (positions[r] + position_offset) where positions
+  // are learned.
+  virtual void Embed(const Embedding& embedding, float* x) = 0;
+  // out[r, :] = norm(x[r, :]); may run in place.
+  virtual void Normalize(const Norm& norm, const float* x, int64_t rows, int64_t n, float* out) = 0;
+  // y[r, :] = weight . x[r, :] + bias [weight.rows]; bias may be null.
+  virtual void MatMul(const kernels::WeightMatrix& weight, const float* bias, const float* x, int64_t rows,
+                      float* y) = 0;
   // Rotates q [rows, heads, head_dim] and k [rows, kv_heads, head_dim] and stores k and v at the rows'
-  // positions.
-  virtual void RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q,
-                              float* k, const float* v) = 0;
+  // positions. A table without pairs rotates nothing.
+  virtual void RopeAndWriteKv(const kernels::RopeTable& rope, const kernels::PagedKv& kv, int64_t heads,
+                              float* q, float* k, const float* v) = 0;
   // Causal attention of every row over its sequence's cache; out [rows, heads * head_dim].
   virtual void Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale,
                          float* out) = 0;
-  virtual void Add(const float* x, int64_t count, float* y) = 0;
+  // y[r, :] += scale * (x[r, :] + bias [n]); bias may be null.
+  virtual void Add(const float* x, const float* bias, float scale, int64_t rows, int64_t n, float* y) = 0;
   // x[i] = max(x[i], 0).
   virtual void Relu(float* x, int64_t count) = 0;
   // out[i, :] = x[output_rows[i], :].
@@ -166,14 +180,15 @@ class Device {
   // Bit j: scores[r, j] + bias[j] >= threshold (`strict`: > threshold). bias may be null.
   virtual void MaskFromScores(const float* scores, const float* bias, float threshold, bool strict,
                               int64_t rows, uint64_t* masks) = 0;
-  // scores [rows, ffn] from sketched gate rows (common/kernels/sketch.h).
+  // scores [rows, ffn] from sketched rows of the activated matrix (common/kernels/sketch.h).
   virtual void SketchScores(const uint8_t* sketch, const float* x, int64_t rows, float* scores) = 0;
   // Masks from a process of its own: `fill` runs on the host, outside any graph, and reports failure.
   virtual void MaskFromHost(const float* input, int64_t rows, uint64_t* masks,
                             absl::FunctionRef<absl::Status(const float*, uint64_t*)> fill) = 0;
 
   // Ships the rows and their cold mask bits to the CPU worker. Nothing happens for a layer that is wholly
-  // hot.
+  // hot. Other operators may stand between it and HotFfn (a parallel attention): x, masks and gate stay as
+  // they are until MergeCold.
   virtual void SendCold(const FfnCall& call, const HotLayer& hot) = 0;
   // y = the hot neurons' part.
   virtual void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) = 0;

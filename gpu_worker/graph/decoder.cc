@@ -20,6 +20,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model
   device.Configure(MakeFfnParameters(model.hyperparameters()), model.hyperparameters().layers,
                    options.max_rows());
   ISOTHERM_RETURN_IF_ERROR(decoder->LoadHead(model));
+  ISOTHERM_RETURN_IF_ERROR(decoder->LoadRope(model));
   for (int64_t l = 0; l < model.hyperparameters().layers; ++l) {
     ISOTHERM_RETURN_IF_ERROR(decoder->LoadLayer(model, l, options, placement));
     ISOTHERM_RETURN_IF_ERROR(progress());
@@ -36,8 +37,38 @@ absl::Status Decoder::LoadHead(const model::Model& model) {
   } else {
     ISOTHERM_ASSIGN_OR_RETURN(output_, LoadMatrix(model, model.output(), kPurpose, device_));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(output_norm_, LoadVector(model, model.output_norm(), kPurpose, device_));
+  if (model.position_embedding().present()) {
+    ISOTHERM_ASSIGN_OR_RETURN(positions_, LoadMatrix(model, model.position_embedding(), kPurpose, device_));
+  }
+  // The head is linear, so that its scale may go into the norm before it.
+  ISOTHERM_ASSIGN_OR_RETURN(output_norm_,
+                            LoadNorm(model, model.output_norm(), kPurpose, device_, h_.logit_scale));
   return absl::OkStatus();
+}
+
+absl::Status Decoder::LoadRope(const model::Model& model) {
+  const int64_t pairs = h_.rope_dims / 2;
+  if (pairs == 0) return absl::OkStatus();
+  std::vector<float> factors(pairs, 1.0f);
+  if (model.rope_factors().present()) {
+    std::memcpy(factors.data(), model.file().Data(*model.rope_factors().info).data(), pairs * sizeof(float));
+  }
+  const int64_t bytes = pairs * static_cast<int64_t>(sizeof(float));
+  ISOTHERM_ASSIGN_OR_RETURN(inverse_frequency_, device_.Allocate(bytes, MemoryPurpose::kWorkspace));
+  rope_.inverse_frequency = inverse_frequency_.as<float>();
+  rope_.pairs = pairs;
+  if (h_.rope_pairs == model::RopePairs::kHalves) {
+    rope_.step = 1;
+    rope_.gap = pairs;
+  }
+  return device_.Write(inverse_frequency_, 0, bytes, [&](uint8_t* out) {
+    auto* frequency = reinterpret_cast<float*>(out);
+    for (int64_t i = 0; i < pairs; ++i) {
+      // Linear scaling divides positions, which is the same as dividing frequencies.
+      const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(h_.rope_dims);
+      frequency[i] = static_cast<float>(std::pow(h_.rope_base, exponent) / (h_.rope_scale * factors[i]));
+    }
+  });
 }
 
 absl::Status Decoder::LoadLayer(const model::Model& model, int64_t index, const RunnerOptions& options,
@@ -45,14 +76,26 @@ absl::Status Decoder::LoadLayer(const model::Model& model, int64_t index, const 
   constexpr MemoryPurpose kPurpose = MemoryPurpose::kAttention;
   const model::Layer& source = model.layers()[index];
   LayerWeights layer;
-  ISOTHERM_ASSIGN_OR_RETURN(layer.attention_norm,
-                            LoadVector(model, source.attention_norm, kPurpose, device_));
-  ISOTHERM_ASSIGN_OR_RETURN(layer.ffn_norm, LoadVector(model, source.ffn_norm, kPurpose, device_));
-  ISOTHERM_ASSIGN_OR_RETURN(layer.q, LoadMatrix(model, source.q, kPurpose, device_));
-  ISOTHERM_ASSIGN_OR_RETURN(layer.k, LoadMatrix(model, source.k, kPurpose, device_));
-  ISOTHERM_ASSIGN_OR_RETURN(layer.v, LoadMatrix(model, source.v, kPurpose, device_));
+  ISOTHERM_RETURN_IF_ERROR(LoadAttention(model, index, options, layer));
+  ISOTHERM_ASSIGN_OR_RETURN(layer.ffn_norm, LoadNorm(model, source.ffn_norm, kPurpose, device_));
+  if (source.down_bias.present()) {
+    ISOTHERM_ASSIGN_OR_RETURN(layer.down_bias, LoadVector(model, source.down_bias, kPurpose, device_));
+  }
+  ISOTHERM_RETURN_IF_ERROR(LoadHotNeurons(model, index, placement, layer));
+  layers_.push_back(std::move(layer));
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::LoadAttention(const model::Model& model, int64_t index, const RunnerOptions& options,
+                                    LayerWeights& layer) {
+  constexpr MemoryPurpose kPurpose = MemoryPurpose::kAttention;
+  const model::Layer& source = model.layers()[index];
+  ISOTHERM_ASSIGN_OR_RETURN(layer.attention_norm, LoadNorm(model, source.attention_norm, kPurpose, device_));
+  ISOTHERM_ASSIGN_OR_RETURN(layer.q, LoadProjection(model, source.q, kPurpose, device_));
+  ISOTHERM_ASSIGN_OR_RETURN(layer.k, LoadProjection(model, source.k, kPurpose, device_));
+  ISOTHERM_ASSIGN_OR_RETURN(layer.v, LoadProjection(model, source.v, kPurpose, device_));
   ISOTHERM_ASSIGN_OR_RETURN(layer.attention_output,
-                            LoadMatrix(model, source.attention_output, kPurpose, device_));
+                            LoadProjection(model, source.attention_output, kPurpose, device_));
 
   kernels::PagedKv& kv = layer.kv_view;
   kv.type = options.kv_type;
@@ -64,9 +107,6 @@ absl::Status Decoder::LoadLayer(const model::Model& model, int64_t index, const 
   ISOTHERM_ASSIGN_OR_RETURN(layer.kv, device_.Allocate(2 * half, MemoryPurpose::kKvCache));
   kv.k = layer.kv.data();
   kv.v = layer.kv.data() + half;
-
-  ISOTHERM_RETURN_IF_ERROR(LoadHotNeurons(model, index, placement, layer));
-  layers_.push_back(std::move(layer));
   return absl::OkStatus();
 }
 
@@ -117,6 +157,7 @@ absl::Status Decoder::AllocateWorkspace(const RunnerOptions& options) {
   } wanted[] = {
       {&residual_, rows * h_.hidden},
       {&normed_, rows * h_.hidden},
+      {&ffn_input_, rows * h_.hidden},
       {&ffn_, rows * h_.hidden},
       {&gathered_, rows * h_.hidden},
       {&q_, rows * query},
@@ -127,79 +168,101 @@ absl::Status Decoder::AllocateWorkspace(const RunnerOptions& options) {
       {&logits_, (options.max_decode_rows + kScoreRows) * h_.vocabulary},
       {&log_probabilities_, rows},
       {&masks_, rows * neuron::MaskWords(h_.ffn) * 2},
-      {&inverse_frequency_, h_.rope_dims / 2},
   };
   for (const auto& [buffer, floats] : wanted) {
     ISOTHERM_ASSIGN_OR_RETURN(
         *buffer, device_.Allocate(floats * static_cast<int64_t>(sizeof(float)), MemoryPurpose::kWorkspace));
   }
-  return device_.Write(
-      inverse_frequency_, 0, h_.rope_dims / 2 * static_cast<int64_t>(sizeof(float)), [&](uint8_t* out) {
-        auto* frequency = reinterpret_cast<float*>(out);
-        for (int64_t i = 0; i < h_.rope_dims / 2; ++i) {
-          // Linear scaling divides positions, which is the same as dividing frequencies.
-          const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(h_.rope_dims);
-          frequency[i] = static_cast<float>(std::pow(h_.rope_base, exponent) / h_.rope_scale);
-        }
-      });
+  return absl::OkStatus();
 }
 
 void Decoder::Enqueue(const Pass& pass) {
   const int64_t rows = pass.input.rows();
-  device_.Embed(embedding_.view, residual_.as<float>());
+  device_.Embed({embedding_.view, h_.embedding_scale, positions_.view, h_.position_offset},
+                residual_.as<float>());
   for (int64_t l = 0; l < h_.layers; ++l) {
-    EnqueueAttention(layers_[l], rows);
-    EnqueueFfn(l, layers_[l], rows);
+    h_.parallel_attention ? EnqueueParallelLayer(l, rows) : EnqueueSequentialLayer(l, rows);
   }
   if (!pass.input.output_rows.empty()) EnqueueHead(pass);
 }
 
-void Decoder::EnqueueAttention(const LayerWeights& layer, int64_t rows) {
-  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(h_.head_dim)));
-  device_.RmsNorm(residual_.as<float>(), layer.attention_norm.as<float>(), h_.rms_epsilon, rows, h_.hidden,
-                  normed_.as<float>());
-  device_.MatMul(layer.q.view, normed_.as<float>(), rows, q_.as<float>());
-  device_.MatMul(layer.k.view, normed_.as<float>(), rows, k_.as<float>());
-  device_.MatMul(layer.v.view, normed_.as<float>(), rows, v_.as<float>());
-  device_.RopeAndWriteKv({inverse_frequency_.as<float>(), h_.rope_dims}, layer.kv_view, h_.heads,
-                         q_.as<float>(), k_.as<float>(), v_.as<float>());
-  device_.Attention(layer.kv_view, q_.as<float>(), h_.heads, scale, attention_.as<float>());
-  device_.MatMul(layer.attention_output.view, attention_.as<float>(), rows, normed_.as<float>());
-  device_.Add(normed_.as<float>(), rows * h_.hidden, residual_.as<float>());
+void Decoder::EnqueueSequentialLayer(int64_t index, int64_t rows) {
+  const LayerWeights& layer = layers_[index];
+  float* residual = residual_.as<float>();
+  device_.Normalize(layer.attention_norm.view, residual, rows, h_.hidden, normed_.as<float>());
+  EnqueueAttention(layer, rows);
+  device_.Add(normed_.as<float>(), nullptr, h_.residual_scale, rows, h_.hidden, residual);
+
+  device_.Normalize(layer.ffn_norm.view, residual, rows, h_.hidden, ffn_input_.as<float>());
+  EnqueueHotFfn(EnqueueColdFfn(index, rows));
+  device_.Add(ffn_.as<float>(), layer.down_bias.as<float>(), h_.residual_scale, rows, h_.hidden, residual);
 }
 
-void Decoder::EnqueueFfn(int64_t index, const LayerWeights& layer, int64_t rows) {
-  device_.RmsNorm(residual_.as<float>(), layer.ffn_norm.as<float>(), h_.rms_epsilon, rows, h_.hidden,
-                  normed_.as<float>());
+// Both branches read the layer's input, so that the cold half is under way while attention is computed.
+void Decoder::EnqueueParallelLayer(int64_t index, int64_t rows) {
+  const LayerWeights& layer = layers_[index];
+  float* residual = residual_.as<float>();
+  device_.Normalize(layer.ffn_norm.view, residual, rows, h_.hidden, ffn_input_.as<float>());
+  const FfnCall call = EnqueueColdFfn(index, rows);
+  device_.Normalize(layer.attention_norm.view, residual, rows, h_.hidden, normed_.as<float>());
+  EnqueueAttention(layer, rows);
+  EnqueueHotFfn(call);
+  device_.Add(normed_.as<float>(), nullptr, h_.residual_scale, rows, h_.hidden, residual);
+  device_.Add(ffn_.as<float>(), layer.down_bias.as<float>(), h_.residual_scale, rows, h_.hidden, residual);
+}
+
+void Decoder::Project(const DeviceProjection& projection, const Buffer& x, int64_t rows, const Buffer& y) {
+  device_.MatMul(projection.weight.view, projection.bias.as<float>(), x.as<float>(), rows, y.as<float>());
+}
+
+// From normed_ to normed_.
+void Decoder::EnqueueAttention(const LayerWeights& layer, int64_t rows) {
+  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(h_.head_dim)));
+  Project(layer.q, normed_, rows, q_);
+  Project(layer.k, normed_, rows, k_);
+  Project(layer.v, normed_, rows, v_);
+  device_.RopeAndWriteKv(rope_, layer.kv_view, h_.heads, q_.as<float>(), k_.as<float>(), v_.as<float>());
+  device_.Attention(layer.kv_view, q_.as<float>(), h_.heads, scale, attention_.as<float>());
+  Project(layer.attention_output, attention_, rows, normed_);
+}
+
+// From ffn_input_: predicts, and sends the cold half on its way.
+FfnCall Decoder::EnqueueColdFfn(int64_t index, int64_t rows) {
   const Prediction prediction{masks_.as<uint64_t>(), scores_.as<float>()};
-  predictor_->Enqueue(device_, index, residual_.as<float>(), normed_.as<float>(), rows, prediction);
+  predictor_->Enqueue(device_, index, residual_.as<float>(), ffn_input_.as<float>(), rows, prediction);
 
   FfnCall call;
   call.layer = index;
   call.rows = rows;
-  call.x = normed_.as<float>();
+  call.x = ffn_input_.as<float>();
   call.masks = masks_.as<uint64_t>();
   call.gate = predictor_->yields_gate() ? scores_.as<float>() : nullptr;
   call.dense = predictor_->dense();
-  device_.SendCold(call, layer.hot);
-  device_.HotFfn(call, layer.hot, ffn_.as<float>());
-  device_.MergeCold(call, layer.hot, ffn_.as<float>());
-  device_.Add(ffn_.as<float>(), rows * h_.hidden, residual_.as<float>());
+  device_.SendCold(call, layers_[index].hot);
+  return call;
+}
+
+// Into ffn_: the hot half, then the cold one added to it.
+void Decoder::EnqueueHotFfn(const FfnCall& call) {
+  const HotLayer& hot = layers_[call.layer].hot;
+  device_.HotFfn(call, hot, ffn_.as<float>());
+  device_.MergeCold(call, hot, ffn_.as<float>());
 }
 
 void Decoder::EnqueueHead(const Pass& pass) {
   const auto outputs = static_cast<int64_t>(pass.input.output_rows.size());
   float* gathered = gathered_.as<float>();
   device_.GatherOutputRows(residual_.as<float>(), h_.hidden, gathered);
-  device_.RmsNorm(gathered, output_norm_.as<float>(), h_.rms_epsilon, outputs, h_.hidden, gathered);
-  if (pass.logit_rows > 0) device_.MatMul(output_.view, gathered, pass.logit_rows, logits_.as<float>());
+  device_.Normalize(output_norm_.view, gathered, outputs, h_.hidden, gathered);
+  if (pass.logit_rows > 0)
+    device_.MatMul(output_.view, nullptr, gathered, pass.logit_rows, logits_.as<float>());
 
   // Scored rows share a buffer of kScoreRows rows behind the logits that the caller reads.
   const absl::Span<const uint32_t> targets(pass.targets);
   float* scored = logits_.as<float>() + pass.logit_rows * h_.vocabulary;
   for (int64_t first = pass.logit_rows; first < outputs; first += kScoreRows) {
     const int64_t rows = std::min(kScoreRows, outputs - first);
-    device_.MatMul(output_.view, gathered + first * h_.hidden, rows, scored);
+    device_.MatMul(output_.view, nullptr, gathered + first * h_.hidden, rows, scored);
     device_.LogProbabilities(scored, h_.vocabulary, targets.subspan(first - pass.logit_rows, rows),
                              log_probabilities_.as<float>() + (first - pass.logit_rows));
   }

@@ -23,7 +23,7 @@ struct Pass {
   std::vector<uint32_t> targets;  // one for each output row after the first logit_rows
 };
 
-// The layers of a Llama-family decoder on a device: weights, KV cache, workspace and the order of operators.
+// The layers of a decoder on a device: weights, KV cache, workspace and the order of operators.
 // Thread-compatible.
 class Decoder {
  public:
@@ -45,8 +45,9 @@ class Decoder {
 
  private:
   struct LayerWeights {
-    Buffer attention_norm, ffn_norm;
-    DeviceMatrix q, k, v, attention_output;
+    DeviceNorm attention_norm, ffn_norm;
+    DeviceProjection q, k, v, attention_output;
+    Buffer down_bias;
     Buffer kv;
     kernels::PagedKv kv_view;
     Buffer bundles, neuron_ids, hot_mask;
@@ -60,19 +61,28 @@ class Decoder {
   absl::Status LoadHotNeurons(const model::Model& model, int64_t index, const neuron::Placement& placement,
                               LayerWeights& layer);
   absl::Status LoadHead(const model::Model& model);
+  absl::Status LoadAttention(const model::Model& model, int64_t index, const RunnerOptions& options,
+                             LayerWeights& layer);
+  absl::Status LoadRope(const model::Model& model);
   absl::Status AllocateWorkspace(const RunnerOptions& options);
+  void EnqueueSequentialLayer(int64_t index, int64_t rows);
+  void EnqueueParallelLayer(int64_t index, int64_t rows);
+  void Project(const DeviceProjection& projection, const Buffer& x, int64_t rows, const Buffer& y);
   void EnqueueAttention(const LayerWeights& layer, int64_t rows);
-  void EnqueueFfn(int64_t index, const LayerWeights& layer, int64_t rows);
+  FfnCall EnqueueColdFfn(int64_t index, int64_t rows);
+  void EnqueueHotFfn(const FfnCall& call);
   void EnqueueHead(const Pass& pass);
 
   const model::Hyperparameters h_;
   Device& device_;
   std::unique_ptr<Predictor> predictor_;
   std::vector<LayerWeights> layers_;
-  DeviceMatrix embedding_, output_;
-  Buffer output_norm_, inverse_frequency_;
-  // Workspace, named for what it holds. `normed_` is reused by attention, FFN and head.
-  Buffer residual_, normed_, q_, k_, v_, attention_, ffn_, scores_, masks_, gathered_, logits_,
+  DeviceMatrix embedding_, positions_, output_;
+  DeviceNorm output_norm_;
+  Buffer inverse_frequency_;
+  kernels::RopeTable rope_;
+  // Workspace, named for what it holds. `normed_` is attention's input, then its output.
+  Buffer residual_, normed_, q_, k_, v_, attention_, ffn_input_, ffn_, scores_, masks_, gathered_, logits_,
       log_probabilities_;
 };
 

@@ -27,10 +27,11 @@ int64_t& At(MemoryPlan& plan, MemoryPurpose purpose) { return plan.bytes[static_
 int64_t AttentionBytes(const model::Model& model) {
   int64_t bytes = 0;
   for (const model::Layer& layer : model.layers()) {
-    for (const model::TensorRef* tensor : {&layer.q, &layer.k, &layer.v, &layer.attention_output}) {
-      bytes += DeviceMatrixBytes(*tensor);
+    for (const model::Affine* projection : {&layer.q, &layer.k, &layer.v, &layer.attention_output}) {
+      bytes += DeviceProjectionBytes(*projection);
     }
-    bytes += 2 * model.hyperparameters().hidden * static_cast<int64_t>(sizeof(float));  // the norms
+    bytes += DeviceNormBytes(layer.attention_norm) + DeviceNormBytes(layer.ffn_norm);
+    bytes += DeviceVectorBytes(layer.down_bias);
   }
   return bytes;
 }
@@ -38,7 +39,7 @@ int64_t AttentionBytes(const model::Model& model) {
 int64_t HeadBytes(const model::Model& model) {
   int64_t bytes = DeviceMatrixBytes(model.token_embedding());
   if (model.output().info != model.token_embedding().info) bytes += DeviceMatrixBytes(model.output());
-  return bytes + model.hyperparameters().hidden * static_cast<int64_t>(sizeof(float));
+  return bytes + DeviceMatrixBytes(model.position_embedding()) + DeviceNormBytes(model.output_norm());
 }
 
 std::vector<double> ReadCounts(const model::Model& model, const model::TensorRef& tensor) {
@@ -86,8 +87,8 @@ int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& opt
   const int64_t rows = options.max_rows();
   const int64_t query = h.heads * h.head_dim;
   const int64_t key = h.kv_heads * h.head_dim;
-  // residual, normed, FFN output, gathered rows | q, attention | k, v | gate scores
-  const int64_t floats = rows * (4 * h.hidden + 2 * query + 2 * key + h.ffn) +
+  // residual, normed, FFN input and output, gathered rows | q, attention | k, v | scores
+  const int64_t floats = rows * (5 * h.hidden + 2 * query + 2 * key + h.ffn) +
                          (options.max_decode_rows + kScoreRows) * h.vocabulary + rows;
   const int64_t masks = rows * neuron::MaskWords(h.ffn) * 8 + h.layers * neuron::MaskWords(h.ffn) * 8;
   return floats * static_cast<int64_t>(sizeof(float)) + masks +

@@ -64,6 +64,7 @@ void HostDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max
   executor_ = std::make_unique<neuron::FfnExecutor>(&pool_, ffn.hidden, ffn.ffn, max_rows);
   hot_masks_.resize(max_rows * neuron::MaskWords(ffn.ffn));
   gate_values_.resize(max_rows * ffn.ffn);
+  position_.resize(ffn.hidden);
   sketch_inputs_.resize(max_rows * kernels::SketchInputBytes(ffn.hidden) + 64);
   statistics_.layers.resize(layers);
 }

@@ -38,14 +38,14 @@ class HostDevice final : public Device {
   absl::Status EndPass() override;
   absl::Status Read(const float* source, int64_t count, float* out) override;
 
-  void Embed(const kernels::WeightMatrix& embedding, float* x) override;
-  void RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n,
-               float* out) override;
-  void MatMul(const kernels::WeightMatrix& weight, const float* x, int64_t rows, float* y) override;
-  void RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q, float* k,
-                      const float* v) override;
+  void Embed(const Embedding& embedding, float* x) override;
+  void Normalize(const Norm& norm, const float* x, int64_t rows, int64_t n, float* out) override;
+  void MatMul(const kernels::WeightMatrix& weight, const float* bias, const float* x, int64_t rows,
+              float* y) override;
+  void RopeAndWriteKv(const kernels::RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q,
+                      float* k, const float* v) override;
   void Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale, float* out) override;
-  void Add(const float* x, int64_t count, float* y) override;
+  void Add(const float* x, const float* bias, float scale, int64_t rows, int64_t n, float* y) override;
   void Relu(float* x, int64_t count) override;
   void GatherOutputRows(const float* x, int64_t n, float* out) override;
   void LogProbabilities(const float* logits, int64_t vocabulary, absl::Span<const uint32_t> targets,
@@ -83,6 +83,7 @@ class HostDevice final : public Device {
   // Scratch, sized by Configure or grown in BeginPass; operators do not allocate.
   std::vector<uint64_t> hot_masks_;
   std::vector<float> gate_values_;
+  std::vector<float> position_;  // [hidden], one row of the position embedding
   std::vector<uint8_t> sketch_inputs_;
   std::vector<std::vector<float>> attention_scratch_;  // one a pool member
 };

@@ -2,16 +2,16 @@
 
 namespace isotherm::gpu_worker {
 
-void HostDevice::RopeAndWriteKv(const RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q,
-                                float* k, const float* v) {
+void HostDevice::RopeAndWriteKv(const kernels::RopeTable& rope, const kernels::PagedKv& kv, int64_t heads,
+                                float* q, float* k, const float* v) {
   if (!failure_.ok()) return;
   const int64_t query = heads * kv.head_dim;
   const int64_t key = kv.kv_heads * kv.head_dim;
   pool_.ParallelFor(pass_.rows(), 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
       const auto position = static_cast<float>(pass_.positions[r]);
-      kernels::Rope(q + r * query, heads, kv.head_dim, rope.dims, position, rope.inverse_frequency);
-      kernels::Rope(k + r * key, kv.kv_heads, kv.head_dim, rope.dims, position, rope.inverse_frequency);
+      kernels::Rope(rope, position, heads, kv.head_dim, q + r * query);
+      kernels::Rope(rope, position, kv.kv_heads, kv.head_dim, k + r * key);
       kernels::WriteKv(kv, BlockTable(r), pass_.positions[r], k + r * key, v + r * key);
     }
   });

@@ -12,7 +12,7 @@ namespace {
 
 using model::Activation;
 
-// The pre-activation above which a gated neuron fires.
+// The pre-activation above which a neuron fires (with dReLU: above which it may).
 float FiringThreshold(const model::Hyperparameters& hyperparameters) {
   return hyperparameters.activation == Activation::kFatRelu ? hyperparameters.activation_threshold : 0.0f;
 }
@@ -28,41 +28,47 @@ class AllPredictor final : public Predictor {
   }
 };
 
-// The model's own gate matrix for every neuron, hot and cold: exact, and cold neurons then cost only up and
-// down.
+// The model's own gate matrix for every neuron, hot and cold (ungated: its up matrix and bias): exact, and
+// cold neurons then cost only the rows after it.
 class GatePredictor final : public Predictor {
  public:
-  GatePredictor(std::vector<DeviceMatrix> gates, float threshold)
+  GatePredictor(std::vector<DeviceProjection> gates, float threshold)
       : gates_(std::move(gates)), threshold_(threshold) {}
   std::string name() const override { return "gate"; }
   bool exact() const override { return true; }
   bool yields_gate() const override { return true; }
   void Enqueue(Device& device, int64_t layer, const float*, const float* ffn_input, int64_t rows,
                const Prediction& out) override {
-    device.MatMul(gates_[layer].view, ffn_input, rows, out.scores);
+    const DeviceProjection& gate = gates_[layer];
+    device.MatMul(gate.weight.view, gate.bias.as<float>(), ffn_input, rows, out.scores);
     device.MaskFromScores(out.scores, nullptr, threshold_, /*strict=*/true, rows, out.masks);
   }
 
  private:
-  std::vector<DeviceMatrix> gates_;
+  std::vector<DeviceProjection> gates_;
   float threshold_;
 };
 
-// Gate rows at 4 bits a weight.
+// Gate rows (ungated: up rows) at 4 bits a weight, with the up bias where there is one.
 class SketchPredictor final : public Predictor {
  public:
-  SketchPredictor(std::vector<Buffer> sketches, float threshold)
+  struct LayerSketch {
+    Buffer rows, bias;
+  };
+
+  SketchPredictor(std::vector<LayerSketch> sketches, float threshold)
       : sketches_(std::move(sketches)), threshold_(threshold) {}
   std::string name() const override { return "sketch"; }
   bool exact() const override { return false; }
   void Enqueue(Device& device, int64_t layer, const float*, const float* ffn_input, int64_t rows,
                const Prediction& out) override {
-    device.SketchScores(sketches_[layer].data(), ffn_input, rows, out.scores);
-    device.MaskFromScores(out.scores, nullptr, threshold_, /*strict=*/false, rows, out.masks);
+    const LayerSketch& sketch = sketches_[layer];
+    device.SketchScores(sketch.rows.data(), ffn_input, rows, out.scores);
+    device.MaskFromScores(out.scores, sketch.bias.as<float>(), threshold_, /*strict=*/false, rows, out.masks);
   }
 
  private:
-  std::vector<Buffer> sketches_;
+  std::vector<LayerSketch> sketches_;
   float threshold_;
 };
 
@@ -85,9 +91,9 @@ class LowRankPredictor final : public Predictor {
                const Prediction& out) override {
     const LayerWeights& weights = layers_[layer];
     float* hidden = hidden_.as<float>();
-    device.MatMul(weights.a.view, weights.reads_residual ? residual : ffn_input, rows, hidden);
+    device.MatMul(weights.a.view, nullptr, weights.reads_residual ? residual : ffn_input, rows, hidden);
     if (weights.relu_between) device.Relu(hidden, rows * weights.a.view.rows);
-    device.MatMul(weights.b.view, hidden, rows, out.scores);
+    device.MatMul(weights.b.view, nullptr, hidden, rows, out.scores);
     device.MaskFromScores(out.scores, weights.bias.as<float>(), weights.threshold, /*strict=*/false, rows,
                           out.masks);
   }
@@ -107,35 +113,45 @@ absl::Status RequireSparse(const model::Model& model, const char* kind) {
 
 absl::StatusOr<std::unique_ptr<Predictor>> MakeGate(const model::Model& model, Device& device) {
   ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "gate"));
-  std::vector<DeviceMatrix> gates;
+  std::vector<DeviceProjection> gates;
   for (const model::Layer& layer : model.layers()) {
-    ISOTHERM_ASSIGN_OR_RETURN(gates.emplace_back(),
-                              LoadMatrix(model, layer.gate, MemoryPurpose::kPredictor, device));
+    ISOTHERM_ASSIGN_OR_RETURN(gates.emplace_back(), LoadProjection(model, {layer.activated(), layer.up_bias},
+                                                                   MemoryPurpose::kPredictor, device));
   }
   return std::make_unique<GatePredictor>(std::move(gates), FiringThreshold(model.hyperparameters()));
+}
+
+absl::StatusOr<Buffer> SketchRows(const model::Model& model, const model::TensorRef& matrix, Device& device) {
+  const int64_t hidden = matrix.columns;
+  const int64_t stride = kernels::SketchRowBytes(hidden);
+  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(matrix.info->type));
+  const int64_t file_row = kernels::FileRowBytes(type, hidden);
+  const uint8_t* source = model.file().Data(*matrix.info).data();
+  const int64_t bytes = matrix.rows * stride;
+  ISOTHERM_ASSIGN_OR_RETURN(Buffer sketch, device.Allocate(bytes, MemoryPurpose::kPredictor));
+  ISOTHERM_RETURN_IF_ERROR(device.Write(sketch, 0, bytes, [&](uint8_t* out) {
+    device.loader_pool().ParallelFor(matrix.rows, 64, [&](int64_t begin, int64_t end, int) {
+      std::vector<float> row(hidden);
+      for (int64_t j = begin; j < end; ++j) {
+        kernels::UnpackFileRow(type, source + j * file_row, hidden, row.data());
+        kernels::SketchRow(row.data(), hidden, out + j * stride);
+      }
+    });
+  }));
+  return sketch;
 }
 
 absl::StatusOr<std::unique_ptr<Predictor>> MakeSketch(const model::Model& model,
                                                       const PredictorOptions& options, Device& device) {
   ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "sketch"));
-  const int64_t hidden = model.hyperparameters().hidden;
-  const int64_t stride = kernels::SketchRowBytes(hidden);
-  std::vector<Buffer> sketches;
+  std::vector<SketchPredictor::LayerSketch> sketches;
   for (const model::Layer& layer : model.layers()) {
-    ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(layer.gate.info->type));
-    const int64_t file_row = kernels::FileRowBytes(type, hidden);
-    const uint8_t* source = model.file().Data(*layer.gate.info).data();
-    const int64_t bytes = layer.gate.rows * stride;
-    ISOTHERM_ASSIGN_OR_RETURN(Buffer sketch, device.Allocate(bytes, MemoryPurpose::kPredictor));
-    ISOTHERM_RETURN_IF_ERROR(device.Write(sketch, 0, bytes, [&](uint8_t* out) {
-      device.loader_pool().ParallelFor(layer.gate.rows, 64, [&](int64_t begin, int64_t end, int) {
-        std::vector<float> row(hidden);
-        for (int64_t j = begin; j < end; ++j) {
-          kernels::UnpackFileRow(type, source + j * file_row, hidden, row.data());
-          kernels::SketchRow(row.data(), hidden, out + j * stride);
-        }
-      });
-    }));
+    SketchPredictor::LayerSketch sketch;
+    ISOTHERM_ASSIGN_OR_RETURN(sketch.rows, SketchRows(model, layer.activated(), device));
+    if (layer.up_bias.present()) {
+      ISOTHERM_ASSIGN_OR_RETURN(sketch.bias,
+                                LoadVector(model, layer.up_bias, MemoryPurpose::kPredictor, device));
+    }
     sketches.push_back(std::move(sketch));
   }
   return std::make_unique<SketchPredictor>(
@@ -207,15 +223,15 @@ absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const Predicto
       case PredictorKind::kAll:
         break;
       case PredictorKind::kGate:
-        bytes += DeviceMatrixBytes(layer.gate);
+        bytes += DeviceProjectionBytes({layer.activated(), layer.up_bias});
         break;
       case PredictorKind::kSketch:
-        bytes += h.ffn * kernels::SketchRowBytes(h.hidden);
+        bytes += h.ffn * kernels::SketchRowBytes(h.hidden) + DeviceVectorBytes(layer.up_bias);
         break;
       case PredictorKind::kLowRank:
         if (!layer.predictor.has_value()) continue;  // MakePredictor refuses it with the reason
         bytes += DeviceMatrixBytes(layer.predictor->a) + DeviceMatrixBytes(layer.predictor->b);
-        if (layer.predictor->bias.present()) bytes += h.ffn * static_cast<int64_t>(sizeof(float));
+        bytes += DeviceVectorBytes(layer.predictor->bias);
         max_rank = std::max(max_rank, layer.predictor->a.rows);
         break;
     }

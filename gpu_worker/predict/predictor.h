@@ -14,7 +14,8 @@ namespace isotherm::gpu_worker {
 // What a predictor writes for the rows of a pass, on the device.
 struct Prediction {
   uint64_t* masks = nullptr;  // [rows, MaskWords(ffn)]
-  // Scratch [rows, ffn]. Holds the gate pre-activations afterwards where Predictor::yields_gate().
+  // Scratch [rows, ffn]. Holds the pre-activations (of gate, ungated of up) afterwards where
+  // Predictor::yields_gate().
   float* scores = nullptr;
 };
 
@@ -29,7 +30,8 @@ class Predictor {
   // Compute up and down whatever the gate says.
   virtual bool dense() const { return false; }
   virtual bool yields_gate() const { return false; }
-  // `residual` is the layer's hidden state before the FFN norm, `ffn_input` after it; [rows, hidden] both.
+  // `residual` is the hidden state before the FFN norm (with parallel attention the layer's input),
+  // `ffn_input` after it; [rows, hidden] both.
   virtual void Enqueue(Device& device, int64_t layer, const float* residual, const float* ffn_input,
                        int64_t rows, const Prediction& out) = 0;
 };

@@ -52,7 +52,9 @@ void TouchTensor(const gguf::File& file, const model::TensorRef& tensor) {
   const gguf::BlockShape block = gguf::GetBlockShape(tensor.info->type);
   Check(tensor.rows > 0 && tensor.columns > 0 && block.weights > 0 && tensor.columns % block.weights == 0);
   const absl::Span<const uint8_t> data = file.Data(*tensor.info);
-  Check(data.size() == static_cast<uint64_t>(tensor.rows * (tensor.columns / block.weights) * block.bytes));
+  const int64_t rows = tensor.info->dims[1];
+  Check(tensor.first_row >= 0 && tensor.first_row + tensor.rows <= rows);
+  Check(data.size() == static_cast<uint64_t>(rows * (tensor.columns / block.weights) * block.bytes));
   volatile uint8_t last = data.back();
   (void)last;
 }
@@ -64,15 +66,24 @@ void TouchModel(const model::Model& model) {
   Check(!model::ActivationName(h.activation).empty() && !model.DisplayName().empty());
   Check(model.profile_tokens() >= 0);
   const gguf::File& file = model.file();
-  for (const model::TensorRef& tensor : {model.token_embedding(), model.output_norm(), model.output()}) {
+  for (const model::TensorRef& tensor :
+       {model.token_embedding(), model.output_norm().weight, model.output()}) {
     Check(tensor.present());
     TouchTensor(file, tensor);
   }
+  TouchTensor(file, model.position_embedding());
+  TouchTensor(file, model.rope_factors());
+  TouchTensor(file, model.output_norm().bias);
   for (const model::Layer& layer : model.layers()) {
     for (const model::TensorRef& tensor :
-         {layer.attention_norm, layer.q, layer.k, layer.v, layer.attention_output, layer.ffn_norm, layer.gate,
-          layer.up, layer.down, layer.activation_counts}) {
+         {layer.gate, layer.up, layer.up_bias, layer.down, layer.down_bias, layer.activation_counts}) {
       TouchTensor(file, tensor);
+    }
+    for (const model::Affine& pair :
+         {layer.attention_norm, layer.q, layer.k, layer.v, layer.attention_output, layer.ffn_norm}) {
+      Check(pair.weight.present());
+      TouchTensor(file, pair.weight);
+      TouchTensor(file, pair.bias);
     }
     if (!layer.predictor) continue;
     for (const model::TensorRef& tensor : {layer.predictor->a, layer.predictor->b, layer.predictor->bias}) {

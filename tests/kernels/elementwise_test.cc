@@ -43,6 +43,48 @@ TEST_P(ElementwiseTest, RmsNormOfValuesWhoseSquaresOverflowF32) {
   for (const float value : out) EXPECT_FLOAT_EQ(value, 1.0f);
 }
 
+TEST_P(ElementwiseTest, LayerNormIsAccurateAndWorksInPlace) {
+  for (int64_t n = 1; n <= 70; ++n) {
+    std::vector<float> x = RandomFloats(n, 1);
+    for (float& value : x) value += 1000;  // a mean that F32 sums would lose digits to
+    const std::vector<float> weight = RandomFloats(n, 2), bias = RandomFloats(n, 3);
+    double mean = 0, variance = 0;
+    for (const float value : x) mean += value / static_cast<double>(n);
+    for (const float value : x) variance += (value - mean) * (value - mean) / static_cast<double>(n);
+    const double scale = 1 / std::sqrt(variance + double{1e-5f});
+    for (const float* shift : {static_cast<const float*>(nullptr), bias.data()}) {
+      std::vector<float> out(n + 1, kUntouched);
+      LayerNorm(x.data(), weight.data(), shift, 1e-5f, n, out.data());
+      for (int64_t i = 0; i < n; ++i) {
+        const double product = (x[i] - mean) * scale * weight[i];
+        const double exact = product + (shift == nullptr ? 0 : shift[i]);
+        EXPECT_TRUE(Within(out[i], exact, 2 * UnitRoundOff() * std::abs(exact) + 1e-9)) << n << " " << i;
+      }
+      EXPECT_EQ(out[n], kUntouched);
+      std::vector<float> in_place = x;
+      LayerNorm(in_place.data(), weight.data(), shift, 1e-5f, n, in_place.data());
+      EXPECT_TRUE(std::equal(in_place.begin(), in_place.end(), out.begin()));
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, AddScaledAddsBiasesAndTouchesNoNeighbour) {
+  for (int64_t n = 0; n <= 70; ++n) {
+    const std::vector<float> x = RandomFloats(n, 3), bias = RandomFloats(n, 4);
+    const std::vector<float> before = RandomFloats(n + 1, 5);
+    for (const float* shift : {static_cast<const float*>(nullptr), bias.data()}) {
+      std::vector<float> y = before;
+      AddScaled(x.data(), shift, 0.3f, y.data(), n);
+      for (int64_t i = 0; i < n; ++i) {
+        const double term = 0.3f * (double{x[i]} + (shift == nullptr ? 0 : shift[i]));
+        const double bound = 2 * UnitRoundOff() * (std::abs(term) + std::abs(before[i]));
+        ASSERT_TRUE(Within(y[i], before[i] + term, bound)) << n << " " << i;
+      }
+      EXPECT_EQ(y[n], before[n]);
+    }
+  }
+}
+
 TEST_P(ElementwiseTest, AddTouchesNoNeighbour) {
   for (int64_t n = 0; n <= 70; ++n) {
     const std::vector<float> x = RandomFloats(n, 3);
@@ -84,23 +126,31 @@ TEST_P(ElementwiseTest, SiluMulAtTheExtremes) {
 TEST_P(ElementwiseTest, RopeRotatesPairsAtEveryPosition) {
   constexpr int64_t kHeads = 3;
   for (const auto& [head_dim, rope_dims] :
-       {std::pair<int64_t, int64_t>{16, 16}, {64, 64}, {80, 20}, {128, 128}}) {
-    std::vector<float> frequency(rope_dims / 2);
-    for (int64_t i = 0; i < rope_dims / 2; ++i) {
+       {std::pair<int64_t, int64_t>{16, 16}, {64, 64}, {80, 20}, {128, 128}, {24, 0}}) {
+    const int64_t pairs = rope_dims / 2;
+    std::vector<float> frequency(pairs);
+    for (int64_t i = 0; i < pairs; ++i) {
       frequency[i] = static_cast<float>(std::pow(10000.0, -2.0 * static_cast<double>(i) / rope_dims));
     }
-    for (const float position : {0.0f, 1.0f, 511.0f, 4097.0f, 131071.0f, 1000000.0f}) {
-      const std::vector<float> before = RandomFloats(kHeads * head_dim, 7);
-      std::vector<float> vectors = before;
-      Rope(vectors.data(), kHeads, head_dim, rope_dims, position, frequency.data());
-      for (int64_t i = 0; i < kHeads * head_dim; i += 2) {
-        const int64_t pair = i % head_dim / 2;
-        const double angle = pair < rope_dims / 2 ? static_cast<double>(position) * frequency[pair] : 0;
-        const double a = before[i] * std::cos(angle) - before[i + 1] * std::sin(angle);
-        const double b = before[i] * std::sin(angle) + before[i + 1] * std::cos(angle);
-        const double bound = 4 * UnitRoundOff() * std::hypot(before[i], before[i + 1]);
-        ASSERT_TRUE(Within(vectors[i], a, bound)) << head_dim << " at " << position << ", " << i;
-        ASSERT_TRUE(Within(vectors[i + 1], b, bound)) << head_dim << " at " << position << ", " << i;
+    for (const RopeTable& table :
+         {RopeTable{frequency.data(), pairs, 2, 1}, RopeTable{frequency.data(), pairs, 1, pairs}}) {
+      for (const float position : {0.0f, 1.0f, 511.0f, 4097.0f, 131071.0f, 1000000.0f}) {
+        const std::vector<float> before = RandomFloats(kHeads * head_dim, 7);
+        std::vector<float> vectors = before, untouched = before;
+        Rope(table, position, kHeads, head_dim, vectors.data());
+        for (int64_t pair = 0; pair < kHeads * pairs; ++pair) {
+          const int64_t i = pair / pairs * head_dim + pair % pairs * table.step;
+          const int64_t j = i + table.gap;
+          const double angle = static_cast<double>(position) * frequency[pair % pairs];
+          const double a = before[i] * std::cos(angle) - before[j] * std::sin(angle);
+          const double b = before[i] * std::sin(angle) + before[j] * std::cos(angle);
+          const double bound = 4 * UnitRoundOff() * std::hypot(before[i], before[j]);
+          ASSERT_TRUE(Within(vectors[i], a, bound)) << head_dim << " at " << position << ", " << i;
+          ASSERT_TRUE(Within(vectors[j], b, bound)) << head_dim << " at " << position << ", " << j;
+          untouched[i] = vectors[i];
+          untouched[j] = vectors[j];
+        }
+        EXPECT_EQ(vectors, untouched) << head_dim << " at " << position;
       }
     }
   }

@@ -45,7 +45,7 @@ TEST_P(FixtureTest, Opens) {
   EXPECT_EQ(h.rope_dims, h.head_dim);
   EXPECT_EQ(h.vocabulary, 320);
   EXPECT_EQ(h.trained_context, 256);
-  EXPECT_EQ(h.rms_epsilon, 1e-5f);
+  EXPECT_EQ(h.norm_epsilon, 1e-5f);
   EXPECT_EQ(h.activation, fixture.activation);
   EXPECT_EQ(h.rope_base, fixture.rope_base);
   EXPECT_EQ(h.rope_scale, fixture.rope_scale);

@@ -28,8 +28,15 @@ constexpr double kAssumedExchangeSeconds = 30e-6;
 int64_t SumBytes(std::initializer_list<model::TensorRef> tensors) {
   int64_t bytes = 0;
   for (const model::TensorRef& tensor : tensors) {
-    if (tensor.present()) bytes += static_cast<int64_t>(tensor.info->bytes);
+    if (!tensor.present()) continue;
+    bytes += static_cast<int64_t>(tensor.info->bytes) / tensor.info->dims[1] * tensor.rows;
   }
+  return bytes;
+}
+
+int64_t SumBytes(std::initializer_list<model::Affine> pairs) {
+  int64_t bytes = 0;
+  for (const model::Affine& pair : pairs) bytes += SumBytes({pair.weight, pair.bias});
   return bytes;
 }
 
@@ -47,15 +54,17 @@ PurposeBytes SumByPurpose(const model::Model& model) {
   PurposeBytes bytes;
   for (const model::Layer& layer : model.layers()) {
     bytes.attention += SumBytes({layer.q, layer.k, layer.v, layer.attention_output});
-    bytes.ffn += SumBytes({layer.gate, layer.up, layer.down});
-    bytes.norms += SumBytes({layer.attention_norm, layer.ffn_norm});
+    bytes.ffn += SumBytes({layer.gate, layer.up, layer.up_bias, layer.down, layer.down_bias});
+    bytes.norms += SumBytes({layer.attention_norm});
+    const bool shared_norm = layer.ffn_norm.weight.info == layer.attention_norm.weight.info;
+    if (!shared_norm) bytes.norms += SumBytes({layer.ffn_norm});
     bytes.counts += SumBytes({layer.activation_counts});
     if (layer.predictor) {
       bytes.predictor += SumBytes({layer.predictor->a, layer.predictor->b, layer.predictor->bias});
     }
   }
   bytes.norms += SumBytes({model.output_norm()});
-  bytes.embedding = SumBytes({model.token_embedding()});
+  bytes.embedding = SumBytes({model.token_embedding(), model.position_embedding()});
   if (!IsTied(model)) bytes.head = SumBytes({model.output()});
   return bytes;
 }
@@ -86,6 +95,17 @@ std::string DescribeActivation(const model::Hyperparameters& h) {
     return absl::StrCat(name, " above ", h.activation_threshold, ", sparse");
   }
   return absl::StrCat(name, ", sparse");
+}
+
+std::string DescribePositions(const model::Model& model) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  if (h.rope_dims == 0) return "learned";
+  std::string text = absl::StrCat("rotary, ", h.rope_dims, " dimensions, base ", h.rope_base);
+  if (h.rope_scaling == model::RopeScaling::kLinear) {
+    absl::StrAppend(&text, ", positions divided by ", h.rope_scale);
+  }
+  if (model.rope_factors().present()) absl::StrAppend(&text, ", each frequency with a factor of its own");
+  return text;
 }
 
 std::string DescribePredictor(const model::Model& model) {
@@ -154,13 +174,10 @@ void PrintHyperparameters(const model::Model& model, std::ostream& out) {
   if (!h.name.empty()) line("name", absl::Utf8SafeCHexEscape(h.name));
   line("layers", absl::StrCat(h.layers));
   line("hidden size", absl::StrCat(h.hidden));
-  line("FFN", absl::StrCat(h.ffn, " neurons a layer, ", DescribeActivation(h)));
+  line("FFN", absl::StrCat(h.ffn, " neurons a layer, ", h.gated ? "" : "ungated, ", DescribeActivation(h)));
   line("attention",
        absl::StrCat(h.heads, " heads of ", h.head_dim, ", ", h.kv_heads, " for keys and values"));
-  line("rotary embedding", absl::StrCat(h.rope_dims, " dimensions, base ", h.rope_base,
-                                        h.rope_scaling == model::RopeScaling::kLinear
-                                            ? absl::StrCat(", positions divided by ", h.rope_scale)
-                                            : ""));
+  line("positions", DescribePositions(model));
   line("vocabulary", absl::StrCat(h.vocabulary, " tokens"));
   line("trained context", absl::StrCat(h.trained_context, " tokens"));
   line("predictor", DescribePredictor(model));
