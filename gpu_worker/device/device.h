@@ -53,8 +53,9 @@ struct PassInput {
   // Per row: where its sequence's block table starts in `block_tables`.
   std::vector<int32_t> table_offsets;
   std::vector<uint32_t> block_tables;
-  // Rows whose logits are wanted.
+  // Rows whose logits are wanted, and how many of these only to be scored against a target.
   std::vector<int32_t> output_rows;
+  int64_t scored_rows = 0;
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };
 
@@ -136,11 +137,13 @@ class Device {
   // Measured bytes a second when reading weights.
   virtual double MeasureReadBandwidth() = 0;
 
+  // Bytes that Allocate could still hand out.
+  virtual absl::StatusOr<int64_t> AvailableMemory() const = 0;
   // Memory the device keeps for itself beside the buffers it hands out, for passes of at most `max_rows`
   // rows.
   virtual int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const = 0;
   // Sizes of the FFN workspace; once, before the first pass.
-  virtual void Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) = 0;
+  virtual absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) = 0;
   // The CPU worker's channel for the passes to come; null when every neuron is hot.
   virtual void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) = 0;
 

@@ -17,8 +17,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model
                                                        const std::function<absl::Status()>& progress) {
   std::unique_ptr<Decoder> decoder(new Decoder(model.hyperparameters(), device));
   decoder->predictor_ = std::move(predictor);
-  device.Configure(MakeFfnParameters(model.hyperparameters()), model.hyperparameters().layers,
-                   options.max_rows());
+  ISOTHERM_RETURN_IF_ERROR(device.Configure(MakeFfnParameters(model.hyperparameters()),
+                                            model.hyperparameters().layers, options.max_rows()));
   ISOTHERM_RETURN_IF_ERROR(decoder->LoadHead(model));
   ISOTHERM_RETURN_IF_ERROR(decoder->LoadRope(model));
   for (int64_t l = 0; l < model.hyperparameters().layers; ++l) {

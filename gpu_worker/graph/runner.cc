@@ -167,6 +167,7 @@ absl::Status Runner::RunPass(const v1::StepRequest& request, const std::vector<i
     pass.input.output_rows.push_back(output.row);
     if (output.scored) pass.targets.push_back(output.target);
   }
+  pass.input.scored_rows = static_cast<int64_t>(pass.targets.size());
   device_->BeginPass(pass.input);
   decoder_->Enqueue(pass);
   ISOTHERM_RETURN_IF_ERROR(device_->EndPass());

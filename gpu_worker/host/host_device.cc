@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "common/base/host.h"
 #include "common/kernels/sketch.h"
 #include "common/neuron/bandwidth.h"
 #include "common/neuron/mask.h"
@@ -59,7 +60,9 @@ int64_t HostDevice::WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) c
   return neuron::FfnExecutor::WorkspaceBytes(pool_.threads(), ffn.hidden, ffn.ffn, max_rows) + max_rows * row;
 }
 
-void HostDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) {
+absl::StatusOr<int64_t> HostDevice::AvailableMemory() const { return base::AvailableMemory(); }
+
+absl::Status HostDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) {
   ffn_ = ffn;
   executor_ = std::make_unique<neuron::FfnExecutor>(&pool_, ffn.hidden, ffn.ffn, max_rows);
   hot_masks_.resize(max_rows * neuron::MaskWords(ffn.ffn));
@@ -67,6 +70,7 @@ void HostDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max
   position_.resize(ffn.hidden);
   sketch_inputs_.resize(max_rows * kernels::SketchInputBytes(ffn.hidden) + 64);
   statistics_.layers.resize(layers);
+  return absl::OkStatus();
 }
 
 void HostDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {

@@ -30,8 +30,9 @@ class HostDevice final : public Device {
                      absl::FunctionRef<void(uint8_t*)> fill) override;
   base::ThreadPool& loader_pool() override { return pool_; }
   double MeasureReadBandwidth() override;
+  absl::StatusOr<int64_t> AvailableMemory() const override;
   int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const override;
-  void Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;
+  absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;
   void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) override;
 
   void BeginPass(const PassInput& input) override;

@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "common/base/host.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/row_kernels.h"
 #include "common/observe/log.h"
@@ -55,8 +54,9 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
 }
 
 // `scratch`: what the device keeps beside the planned buffers.
-absl::Status CheckMemory(const MemoryPlan& plan, int64_t scratch, const model::Model& model) {
-  ISOTHERM_ASSIGN_OR_RETURN(const int64_t available, base::AvailableMemory());
+absl::Status CheckMemory(const MemoryPlan& plan, const Device& device, int64_t scratch,
+                         const model::Model& model) {
+  ISOTHERM_ASSIGN_OR_RETURN(const int64_t available, device.AvailableMemory());
   if (plan.total() + scratch <= available) return absl::OkStatus();
   constexpr double kGiB = 1024.0 * 1024 * 1024;
   return absl::ResourceExhaustedError(absl::StrFormat(
@@ -86,8 +86,8 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
   ISOTHERM_ASSIGN_OR_RETURN(plan_, PlanMemory(*model_, runner_options_, device_->MeasureReadBandwidth()));
   spdlog::info("{}", plan_.ToString(*model_));
-  ISOTHERM_RETURN_IF_ERROR(
-      CheckMemory(plan_, device_->WorkspaceBytes(MakeFfnParameters(h), runner_options_.max_rows()), *model_));
+  const int64_t scratch = device_->WorkspaceBytes(MakeFfnParameters(h), runner_options_.max_rows());
+  ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *device_, scratch, *model_));
 
   base::MutexLock lock(&mutex_);
   std::unique_ptr<Predictor> predictor;
