@@ -69,8 +69,16 @@ neuron::Placement ThirdHot(const model::Hyperparameters& model) {
 }
 
 RunningWorker::RunningWorker(const testing::TinyLlamaOptions& llama, exchange::Transport transport) {
+  Start(testing::WriteFile(directory_.path() + "/tiny.gguf", testing::TinyLlama(llama)), transport);
+}
+
+RunningWorker::RunningWorker(exchange::Transport transport, const std::string& model_path) {
+  Start(model_path, transport);
+}
+
+void RunningWorker::Start(const std::string& model_path, exchange::Transport transport) {
   WorkerOptions options;
-  options.model_path = testing::WriteFile(directory_.path() + "/tiny.gguf", testing::TinyLlama(llama));
+  options.model_path = model_path;
   options.threads = 2;
   const std::string address = "unix:" + directory_.path() + "/worker.sock";
   options.server.listen = {address};

@@ -34,11 +34,12 @@ neuron::LayerWeights ReadLayer(const model::Model& model, int64_t layer);
 // Every third neuron hot, the pattern shifting by one from layer to layer.
 neuron::Placement ThirdHot(const model::Hyperparameters& model);
 
-// A worker in this process on a Unix socket, serving a tiny model, and a client's stub for it.
+// A worker in this process on a Unix socket, serving a model, and a client's stub for it.
 class RunningWorker {
  public:
   explicit RunningWorker(const testing::TinyLlamaOptions& llama,
                          exchange::Transport transport = exchange::Transport::kAuto);
+  RunningWorker(exchange::Transport transport, const std::string& model_path);
   ~RunningWorker();
 
   const model::Model& model() const { return *model_; }
@@ -56,6 +57,8 @@ class RunningWorker {
   absl::Status Stop();
 
  private:
+  void Start(const std::string& model_path, exchange::Transport transport);
+
   TempDirectory directory_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<Worker> worker_;

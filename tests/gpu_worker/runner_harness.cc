@@ -28,8 +28,8 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
                     *harness->device_));
   ISOTHERM_ASSIGN_OR_RETURN(
       harness->decoder_,
-      Decoder::Load(*harness->model_, runner, neuron::AllHot(h.layers, h.ffn), std::move(predictor),
-                    *harness->device_, [] { return absl::OkStatus(); }));
+      Decoder::Load(*harness->model_, runner, options.placement.value_or(neuron::AllHot(h.layers, h.ffn)),
+                    std::move(predictor), *harness->device_, [] { return absl::OkStatus(); }));
   harness->runner_ = std::make_unique<Runner>(h, runner, harness->decoder_.get(), harness->device_.get());
   return harness;
 }

@@ -2,6 +2,7 @@
 #define ISOTHERM_TESTS_GPU_WORKER_RUNNER_HARNESS_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,9 +19,10 @@ struct HarnessOptions {
   int64_t block_size = 16;
   int threads = 1;
   float threshold_shift = 0;
+  std::optional<neuron::Placement> placement;  // absent: every neuron hot
 };
 
-// A runner on device `host` with every neuron hot.
+// A runner on device `host`.
 class RunnerHarness {
  public:
   static absl::StatusOr<std::unique_ptr<RunnerHarness>> Create(std::unique_ptr<model::Model> model,
@@ -33,6 +35,11 @@ class RunnerHarness {
   // Logits after tokens[i], for every i, each from a decode step of its own.
   absl::StatusOr<std::vector<std::vector<float>>> DecodeAll(uint64_t sequence,
                                                             const std::vector<uint32_t>& tokens);
+
+  // Where the cold neurons are computed; the channel outlives the runs.
+  void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {
+    device_->SetChannel(channel, placement_epoch);
+  }
 
   const model::Model& model() const { return *model_; }
   Runner& runner() { return *runner_; }

@@ -1,7 +1,7 @@
 """Regenerates the fixtures under tests/reference/data; formats are described in README.md beside this file.
 
     pip install -e 'tools/python[reference]'
-    python tests/reference/generate.py models blocks
+    python tests/reference/generate.py models families blocks
     python tests/reference/generate.py tokenizers --vocab DIR      # DIR holds ggml-vocab-{llama-spm,gpt-2,falcon}.gguf;
                                                                    # without it, only the vocabularies kept here
 
@@ -265,13 +265,18 @@ def write_blocks() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["models", "blocks", "tokenizers"])
+    parser.add_argument("what", nargs="+", choices=["models", "families", "blocks", "tokenizers"])
     parser.add_argument("--vocab", type=Path, help="folder of vocabulary-only GGUF files, for tokenizers")
     arguments = parser.parse_args()
     DATA.mkdir(exist_ok=True)
     if "models" in arguments.what:
         for index, case in enumerate(cases()):
             write_model(case, seed=100 + index)
+    if "families" in arguments.what:
+        import families
+
+        for index, family_case in enumerate(families.cases()):
+            families.write_model(family_case, 200 + index, DATA, write_expected)
     if "blocks" in arguments.what:
         write_blocks()
     if "tokenizers" in arguments.what:
