@@ -37,9 +37,9 @@ class TinyLlamaWriter {
  private:
   void WriteHyperparameters() {
     const auto add = [this](const std::string& key, int64_t value) {
-      builder_.Add("llama." + key, static_cast<uint32_t>(value));
+      builder_.Add(options_.architecture + "." + key, static_cast<uint32_t>(value));
     };
-    builder_.Add("general.architecture", "llama").Add("general.name", "tiny");
+    builder_.Add("general.architecture", options_.architecture).Add("general.name", "tiny");
     add("vocab_size", options_.vocabulary);
     add("context_length", options_.context);
     add("embedding_length", options_.hidden);
@@ -48,7 +48,8 @@ class TinyLlamaWriter {
     add("attention.head_count", options_.heads);
     add("attention.head_count_kv", options_.kv_heads);
     add("rope.dimension_count", HeadDim());
-    builder_.Add("llama.attention.layer_norm_rms_epsilon", 1e-5f).Add("llama.rope.freq_base", 10000.0f);
+    builder_.Add(options_.architecture + ".attention.layer_norm_rms_epsilon", 1e-5f)
+        .Add(options_.architecture + ".rope.freq_base", 10000.0f);
     if (!options_.activation.empty()) builder_.Add("isotherm.ffn.activation", options_.activation);
     if (options_.activation == "fatrelu") {
       builder_.Add("isotherm.ffn.activation_threshold", options_.activation_threshold);

@@ -33,6 +33,7 @@ struct TinyLlamaOptions {
   int64_t predictor_rank = 16;
   bool activation_counts = false;  // falling as 1 / (neuron + 1), of 1000 tokens
   uint32_t seed = 1;
+  std::string architecture = "llama";  // its name in the file; the tensors are a Llama's whatever it says
 };
 
 // The builder, for tests that spoil a part; TinyLlama gives the file's bytes.

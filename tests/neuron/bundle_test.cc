@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/gguf/fixture.h"
 #include "tests/gguf/tiny_llama.h"
 
 namespace isotherm::neuron {
@@ -141,6 +142,32 @@ TEST_P(BundleTest, RowsHoldWhatTheFileHolds) {
         EXPECT_LT(packed.report.down_requantization_error, 0.01);
       }
     }
+  }
+}
+
+// OPT's form: the bias follows the up row, and there is no gate.
+TEST(BundleTest, UngatedBundlesHoldUpBiasAndDown) {
+  const auto opened = model::Model::Open(testing::FixturePath("opt-relu-f32.gguf"));
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  const model::Model& model = **opened;
+  const model::Layer& tensors = model.layers().front();
+  const std::vector<float> up = Values(model, tensors.up);
+  const std::vector<float> bias = Values(model, tensors.up_bias);
+  const std::vector<float> down = Values(model, tensors.down);
+  const int64_t hidden = model.hyperparameters().hidden, ffn = model.hyperparameters().ffn;
+  const std::vector<int32_t> some = {0, 1, 64, 127};
+  const PackedLayer packed = Pack(model, 0, false, some);
+  const BundleLayout& layout = packed.layout;
+  EXPECT_FALSE(layout.gated);
+  EXPECT_EQ(layout.bundle_bytes, 2 * 4 * hidden + 64);
+  for (size_t k = 0; k < some.size(); ++k) {
+    const std::vector<float> packed_up = packed.Row(layout.gate_type, k, 0);
+    const std::vector<float> packed_down = packed.Row(layout.down_type, k, layout.down_offset);
+    for (int64_t h = 0; h < hidden; ++h) {
+      ASSERT_EQ(packed_up[h], up[some[k] * hidden + h]);
+      ASSERT_EQ(packed_down[h], down[h * ffn + some[k]]);
+    }
+    EXPECT_EQ(layout.Bias(packed.bundles + k * layout.bundle_bytes), bias[some[k]]);
   }
 }
 

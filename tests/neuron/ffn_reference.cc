@@ -22,7 +22,7 @@ double Dot(const float* a, const float* b, int64_t n) {
   return sum;
 }
 
-// Value, bound on the error of the F32 form when the gate is off by `gate_error`, and whether that error may
+// Value, bound on the error of the F32 form when its argument is off by `error`, and whether that error may
 // decide.
 struct Activated {
   double value;
@@ -30,15 +30,34 @@ struct Activated {
   bool undecided;
 };
 
-Activated ActivateWithBound(const FfnRequest& request, double gate, double gate_error) {
+Activated ActivateWithBound(const FfnRequest& request, double p, double error) {
   if (request.activation == model::Activation::kSilu) {
-    const double value = gate / (1 + std::exp(-gate));
+    const double value = p / (1 + std::exp(-p));
     // The slope of SiLU is below 1.1; exp and the division are good to a few units in the last place.
-    return {value, 1.1 * gate_error + 16 * kernels::UnitRoundOff() * std::abs(value), false};
+    return {value, 1.1 * error + 16 * kernels::UnitRoundOff() * std::abs(value), false};
+  }
+  if (request.activation == model::Activation::kGelu) {
+    // The slope is below 1.13; where erf is near -1, 1 + erf loses all but the absolute error.
+    const double value = p / 2 * (1 + std::erf(p / std::sqrt(2)));
+    return {value, 1.13 * error + 4 * kernels::UnitRoundOff() * std::abs(p), false};
   }
   const double edge = request.activation == model::Activation::kFatRelu ? request.activation_threshold : 0.0;
-  const bool undecided = std::abs(gate - edge) <= gate_error;
-  return {gate <= edge ? 0.0 : gate, undecided ? std::abs(edge) + 2 * gate_error : gate_error, undecided};
+  const bool undecided = std::abs(p - edge) <= error;
+  const Activated relu{p <= edge ? 0.0 : p, undecided ? std::abs(edge) + 2 * error : error, undecided};
+  if (request.activation != model::Activation::kRelu2) return relu;
+  const double square_error = (2 * relu.value + relu.error) * relu.error;
+  return {relu.value * relu.value, square_error + 2 * kernels::UnitRoundOff() * relu.value * relu.value,
+          undecided};
+}
+
+// What act(gate . x) is multiplied by.
+Activated SecondFactor(const LayerWeights& layer, const FfnRequest& request, int64_t neuron, const float* x,
+                       double x_norm) {
+  if (!layer.gated()) return {1, 0, false};
+  const double up = Dot(layer.Up(neuron), x, layer.hidden);
+  const double error = kernels::DotTolerance(layer.hidden, Norm(layer.Up(neuron), layer.hidden), x_norm);
+  if (request.activation != model::Activation::kDRelu) return {up, error, false};
+  return {std::max(up, 0.0), error, std::abs(up) <= error};
 }
 
 }  // namespace
@@ -47,11 +66,10 @@ uint8_t* AlignTo64(std::vector<uint8_t>& storage) {
   return storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
 }
 
-RandomLayer::RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, uint32_t seed)
+RandomLayer::RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, uint32_t seed, FfnForm form)
     : type_(type), ffn_(ffn) {
   weights_.hidden = hidden;
-  const int64_t row_bytes = kernels::PackedRowBytes(type, hidden);
-  layout_ = {type, type, type, hidden, row_bytes, 2 * row_bytes, 3 * row_bytes};
+  MakeLayout(form);
   storage_.resize(ffn * layout_.bundle_bytes + 63);
   std::mt19937 random(seed);
   for (int64_t j = 0; j < ffn; ++j) {
@@ -59,10 +77,29 @@ RandomLayer::RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, 
     for (auto [values, offset] :
          {std::pair(&weights_.gate, int64_t{0}), std::pair(&weights_.up, layout_.up_offset),
           std::pair(&weights_.down, layout_.down_offset)}) {
+      if (values == &weights_.up && !layout_.gated) continue;
       const std::vector<float> row = PackRandomRow(random, bundle + offset);
       values->insert(values->end(), row.begin(), row.end());
     }
+    if (layout_.bias_offset == 0) continue;
+    weights_.bias.push_back(std::normal_distribution<float>(0, 0.5f)(random));
+    std::memcpy(bundle + layout_.bias_offset, &weights_.bias.back(), sizeof(float));
   }
+}
+
+void RandomLayer::MakeLayout(FfnForm form) {
+  constexpr int64_t kBiasBytes = 64;
+  const int64_t row_bytes = kernels::PackedRowBytes(type_, hidden());
+  layout_ = {type_, type_, type_, hidden(), row_bytes, 2 * row_bytes, 3 * row_bytes};
+  if (form == FfnForm::kGated) return;
+  layout_.gated = false;
+  layout_.up_offset = 0;
+  layout_.down_offset = row_bytes;
+  if (form == FfnForm::kUngatedWithBias) {
+    layout_.bias_offset = row_bytes;
+    layout_.down_offset += kBiasBytes;
+  }
+  layout_.bundle_bytes = layout_.down_offset + row_bytes;
 }
 
 std::vector<float> RandomLayer::PackRandomRow(std::mt19937& random, uint8_t* packed) const {
@@ -102,15 +139,16 @@ ReferenceResult Reference(const LayerWeights& layer, const std::vector<int32_t>&
     for (int32_t neuron : neurons) {
       if (!TestBit(request.masks + row * words, neuron)) continue;
       ++result.statistics.computed;
-      const double gate_error = kernels::DotTolerance(hidden, Norm(layer.Gate(neuron), hidden), x_norm);
-      const Activated activated = ActivateWithBound(request, Dot(layer.Gate(neuron), x, hidden), gate_error);
-      result.undecided += activated.undecided;
-      result.statistics.active += activated.value != 0;
-      const double up = Dot(layer.Up(neuron), x, hidden);
-      const double up_error = kernels::DotTolerance(hidden, Norm(layer.Up(neuron), hidden), x_norm);
-      const double h = activated.value * up;
+      const double p = Dot(layer.Gate(neuron), x, hidden) + layer.Bias(neuron);
+      const double p_error = kernels::DotTolerance(hidden, Norm(layer.Gate(neuron), hidden), x_norm) +
+                             kernels::UnitRoundOff() * std::abs(p);
+      const Activated first = ActivateWithBound(request, p, p_error);
+      const Activated second = SecondFactor(layer, request, neuron, x, x_norm);
+      const double h = first.value * second.value;
+      result.undecided += first.undecided || second.undecided;
+      result.statistics.active += h != 0;
       const double h_error =
-          activated.error * (std::abs(up) + up_error) + std::abs(activated.value) * up_error;
+          first.error * (std::abs(second.value) + second.error) + std::abs(first.value) * second.error;
       ++terms;
       h_squares += h * h;
       for (int64_t c = 0; c < hidden; ++c) {

@@ -9,20 +9,27 @@
 
 namespace isotherm::neuron {
 
-// The values that one layer's packed rows hold, each [ffn, hidden].
+// The values that one layer's packed rows hold, each [ffn, hidden]. Ungated: `gate` has the up rows, as in a
+// bundle, and `up` is empty.
 struct LayerWeights {
   int64_t hidden = 0;
   std::vector<float> gate, up, down;
+  std::vector<float> bias;  // [ffn], or empty
 
+  bool gated() const { return !up.empty(); }
+  float Bias(int64_t neuron) const { return bias.empty() ? 0.0f : bias[neuron]; }
   const float* Gate(int64_t neuron) const { return &gate[neuron * hidden]; }
   const float* Up(int64_t neuron) const { return &up[neuron * hidden]; }
   const float* Down(int64_t neuron) const { return &down[neuron * hidden]; }
 };
 
+enum class FfnForm { kGated, kUngated, kUngatedWithBias };
+
 // Random weights and their packed bundles.
 class RandomLayer {
  public:
-  RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, uint32_t seed);
+  RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, uint32_t seed,
+              FfnForm form = FfnForm::kGated);
 
   int64_t hidden() const { return weights_.hidden; }
   int64_t ffn() const { return ffn_; }
@@ -35,6 +42,7 @@ class RandomLayer {
   const LayerWeights& weights() const { return weights_; }
 
  private:
+  void MakeLayout(FfnForm form);
   std::vector<float> PackRandomRow(std::mt19937& random, uint8_t* packed) const;
 
   kernels::WeightType type_;

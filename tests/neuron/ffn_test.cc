@@ -53,7 +53,8 @@ std::vector<float> GateValues(const RandomLayer& layer, const FfnRequest& reques
   for (int64_t row = 0; row < request.rows; ++row) {
     ForEachSet(request.masks + row * words, words, [&](int64_t neuron) {
       const uint8_t* bundle = layer.Bundles() + neuron * layer.layout().bundle_bytes;
-      values.push_back(gate.dot(bundle, request.x + row * layer.hidden(), layer.hidden()));
+      values.push_back(gate.dot(bundle, request.x + row * layer.hidden(), layer.hidden()) +
+                       layer.layout().Bias(bundle));
     });
   }
   return values;
@@ -159,6 +160,72 @@ TEST(FfnTest, MatchesReferenceForAwkwardSizesThreadsAndActivations) {
         }
       }
     }
+  }
+}
+
+struct FormCase {
+  FfnForm form;
+  Activation activation;
+};
+
+class FfnFormTest : public testing::TestWithParam<FormCase> {};
+
+INSTANTIATE_TEST_SUITE_P(Forms, FfnFormTest,
+                         testing::Values(FormCase{FfnForm::kGated, Activation::kDRelu},
+                                         FormCase{FfnForm::kGated, Activation::kRelu2},
+                                         FormCase{FfnForm::kUngated, Activation::kRelu},
+                                         FormCase{FfnForm::kUngated, Activation::kRelu2},
+                                         FormCase{FfnForm::kUngated, Activation::kGelu},
+                                         FormCase{FfnForm::kUngatedWithBias, Activation::kRelu},
+                                         FormCase{FfnForm::kUngatedWithBias, Activation::kFatRelu},
+                                         FormCase{FfnForm::kUngatedWithBias, Activation::kSilu}));
+
+TEST_P(FfnFormTest, MatchesReferenceWithValuesComputedAndGiven) {
+  base::ThreadPool pool({.threads = 2});
+  for (WeightType type : {WeightType::kF32, WeightType::kQ8_0}) {
+    const RandomLayer layer(type, 96, 203, 23, GetParam().form);
+    for (int64_t rows : {1, 5, 16, 17, 40}) {
+      const std::vector<float> x = RandomInput(rows, layer.hidden(), rows);
+      for (double share : {0.0, 0.3, 1.0}) {
+        const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), share, 3 * rows);
+        FfnRequest request = MakeRequest(layer, rows, x, masks);
+        request.activation = GetParam().activation;
+        request.activation_threshold = 0.2f;
+        const std::string what = std::to_string(rows) + " rows, share " + std::to_string(share);
+        const ReferenceResult reference = Reference(layer.weights(), Iota(layer.ffn()), request);
+        const Outcome computed = RunOn(pool, layer, layer.All(), request);
+        ExpectMatches(computed, reference, what);
+        const std::vector<float> values = GateValues(layer, request);
+        request.gate_values = values.data();
+        const Outcome given = RunOn(pool, layer, layer.All(), request);
+        ExpectMatches(given, reference, what + ", values given");
+        request.gate_values = nullptr;
+        request.dense = true;
+        ExpectMatches(RunOn(pool, layer, layer.All(), request), reference, what + ", dense");
+        if (rows <= kSparseRows) {
+          EXPECT_TRUE(BitEqual(given.y.data(), computed.y.data(), given.y.size())) << what;
+        }
+      }
+    }
+  }
+}
+
+// Firings are counted where the neuron's part in the result is not zero: with dReLU that takes both factors.
+TEST(FfnTest, DoubleReluFiresWhereBothFactorsArePositive) {
+  const RandomLayer layer(WeightType::kF32, 64, 200, 29);
+  base::ThreadPool pool({.threads = 1});
+  for (int64_t rows : {2, 20}) {
+    const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+    const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 1.0, 1);
+    FfnRequest request = MakeRequest(layer, rows, x, masks);
+    const int64_t gates = RunOn(pool, layer, layer.All(), request).statistics.active;
+    std::vector<uint64_t> firings(layer.ffn(), 0);
+    request.activation = Activation::kDRelu;
+    request.firings = firings.data();
+    const int64_t both = RunOn(pool, layer, layer.All(), request).statistics.active;
+    EXPECT_EQ(std::accumulate(firings.begin(), firings.end(), uint64_t{0}), static_cast<uint64_t>(both));
+    EXPECT_GT(both, gates / 3);
+    EXPECT_LT(both, 2 * gates / 3);
   }
 }
 
