@@ -123,7 +123,10 @@ absl::Status Serve() {
   const GatewayMetrics metrics;
   Engine engine(EngineOptionsFromFlags(*model), NewGrpcWorkerClient(absl::GetFlag(FLAGS_worker)), &metrics);
   InferenceService inference(&validator, tokenizer.get(), &metrics, &engine);
-  ModelService models(DescribeFile(*model), &validator, &engine);
+  ModelService models(DescribeFile(*model), &validator, &engine, [] {
+    // The worker answers between two steps.
+    return FetchFiringCounts(absl::GetFlag(FLAGS_worker), absl::GetFlag(FLAGS_step_timeout));
+  });
 
   ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<rpc::Server> server,
                             rpc::Server::Start(ServerOptionsFromFlags(), {&inference, &models}));

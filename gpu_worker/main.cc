@@ -35,6 +35,14 @@ ABSL_FLAG(
     "Which neurons to compute: auto, all, gate, sketch, lowrank, or the address of a PredictorService.");
 ABSL_FLAG(double, predictor_threshold_shift, 0,
           "Added to the score below which a neuron is skipped (sketch, lowrank); negative computes more.");
+ABSL_FLAG(
+    std::string, profile, "",
+    "Firing counts to place neurons by, as 'isotherm profile' writes them. Empty: MODEL.profile.gguf, or "
+    "those in the model file.");
+ABSL_FLAG(std::string, profile_dir, "", "Where MODEL.profile.gguf lies. Empty: beside the model.");
+ABSL_FLAG(
+    bool, save_profile, true,
+    "On SIGTERM save the firings counted while serving as MODEL.profile.gguf, unless there are others.");
 ABSL_FLAG(std::string, cpu_worker, "127.0.0.1:7072", "Address of the CPU worker: host:port or unix:/path.");
 ABSL_FLAG(std::string, exchange_transport, "auto", "auto, shm (same host only) or inline (gRPC messages).");
 ABSL_FLAG(std::string, shm_directory, "/dev/shm",
@@ -120,6 +128,9 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
     return base::UsageError("--vram-budget: a number of GiB is expected");
   if (budget > 0) options.runner.budget_bytes = static_cast<int64_t>(budget * 1024 * 1024 * 1024);
   ISOTHERM_RETURN_IF_ERROR(ReadPredictorFlag(options));
+  options.profile.path = absl::GetFlag(FLAGS_profile);
+  options.profile.directory = absl::GetFlag(FLAGS_profile_dir);
+  options.profile.save = absl::GetFlag(FLAGS_save_profile);
   options.cold.address = absl::GetFlag(FLAGS_cpu_worker);
   absl::StatusOr<exchange::Transport> transport =
       exchange::ParseTransport(absl::GetFlag(FLAGS_exchange_transport));
@@ -166,6 +177,7 @@ absl::Status Run() {
   if (server == nullptr) return started.status();
   spdlog::info("gpu_worker listens on {}, device host with {} threads", absl::GetFlag(FLAGS_listen), threads);
   ISOTHERM_RETURN_IF_ERROR(server->ServeUntilSignal([&] { service.Drain(); }));
+  service.SaveProfile();
   return load_failure;
 }
 
@@ -187,6 +199,7 @@ int main(int argc, char** argv) {
           "    # hot neurons in 4 GiB, the rest on the CPU worker",
       .groups = {
           {"Model", {"model", "ctx", "kv_tokens", "kv_type", "predictor", "predictor_threshold_shift"}},
+          {"Firing counts", {"profile", "profile_dir", "save_profile"}},
           {"Device", {"device", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows", "spin_us"}},
           {"CPU worker", {"cpu_worker", "exchange_transport", "exchange_timeout", "shm_directory"}},
           {"Serving", {"listen", "metrics_listen"}}}};

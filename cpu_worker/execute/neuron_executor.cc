@@ -1,5 +1,7 @@
 #include "cpu_worker/execute/neuron_executor.h"
 
+#include <algorithm>
+
 #include "absl/time/clock.h"
 
 namespace isotherm::cpu_worker {
@@ -24,7 +26,8 @@ NeuronExecutor::NeuronExecutor(const Store* store, const model::Hyperparameters&
       model_(model),
       pool_(pool),
       metrics_(MakeMetrics()),
-      ffn_(pool, model.hidden, model.ffn, kMaxRows) {}
+      ffn_(pool, model.hidden, model.ffn, kMaxRows),
+      firings_(model.layers, std::vector<uint64_t>(model.ffn)) {}
 
 absl::StatusOr<exchange::ServerAnswer> NeuronExecutor::Execute(const exchange::ServerRequest& request,
                                                                float* y) {
@@ -38,7 +41,12 @@ absl::StatusOr<exchange::ServerAnswer> NeuronExecutor::Execute(const exchange::S
   ffn.dense = request.header.dense;
   ffn.activation = model_.activation;
   ffn.activation_threshold = model_.activation_threshold;
-  const neuron::FfnStatistics statistics = ffn_.Run(store_->View(request.header.layer), ffn, y);
+  neuron::FfnStatistics statistics;
+  {
+    base::MutexLock lock(&firings_mutex_);
+    ffn.firings = firings_[request.header.layer].data();
+    statistics = ffn_.Run(store_->View(request.header.layer), ffn, y);
+  }
 
   metrics_.seconds.Observe(absl::ToDoubleSeconds(absl::Now() - start));
   metrics_.exchanges.Add();
@@ -55,6 +63,16 @@ void NeuronExecutor::OnStep(bool open) {
   }
   // Wakes the members, which then spin for the step's first exchange.
   if (open) pool_->Run([](int) {});
+}
+
+std::vector<std::vector<uint64_t>> NeuronExecutor::Firings() const {
+  base::MutexLock lock(&firings_mutex_);
+  return firings_;
+}
+
+void NeuronExecutor::ClearFirings() {
+  base::MutexLock lock(&firings_mutex_);
+  for (std::vector<uint64_t>& layer : firings_) std::fill(layer.begin(), layer.end(), 0);
 }
 
 void NeuronExecutor::AwaitStepEnd(absl::Duration timeout) const {

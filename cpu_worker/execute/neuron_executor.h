@@ -2,6 +2,7 @@
 #define ISOTHERM_CPU_WORKER_EXECUTE_NEURON_EXECUTOR_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -29,6 +30,11 @@ class NeuronExecutor final : public exchange::Executor {
   absl::StatusOr<exchange::ServerAnswer> Execute(const exchange::ServerRequest& request, float* y) override;
   void OnStep(bool open) override;
 
+  // How often each neuron was active, [layers][ffn], since the last call of ClearFirings. Both wait for the
+  // exchange in progress.
+  std::vector<std::vector<uint64_t>> Firings() const;
+  void ClearFirings();
+
   // Waits until no step is open, at most so long.
   void AwaitStepEnd(absl::Duration timeout) const;
 
@@ -44,6 +50,10 @@ class NeuronExecutor final : public exchange::Executor {
   base::ThreadPool* const pool_;
   const Metrics metrics_;
   neuron::FfnExecutor ffn_;
+
+  // Held over an exchange: its threads count without locks.
+  mutable base::Mutex firings_mutex_;
+  std::vector<std::vector<uint64_t>> firings_ ABSL_GUARDED_BY(firings_mutex_);
 
   mutable base::Mutex mutex_;
   bool step_open_ ABSL_GUARDED_BY(mutex_) = false;

@@ -151,12 +151,31 @@ grpc::Status NeuronService::Exchange(
       executor = executor_;
     }
     ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<StreamLease> lease, StreamLease::Take(this, context));
+    executor->ClearFirings();
     spdlog::info("exchange opened by {}", context->peer());
     const absl::Status status = exchange::ServeExchange(
         context, stream, options_, [this] { return Policy(); }, executor);
     spdlog::info("exchange with {} ended: {}", context->peer(),
                  status.ok() ? "closed" : std::string(status.message()));
     return status;
+  });
+}
+
+grpc::Status NeuronService::GetFiringCounts(grpc::ServerContext* context,
+                                            const worker::v1::GetFiringCountsRequest*,
+                                            worker::v1::GetFiringCountsResponse* response) {
+  return rpc::Handle("NeuronService/GetFiringCounts", context, [&]() -> absl::Status {
+    const NeuronExecutor* executor;
+    {
+      base::MutexLock lock(&mutex_);
+      if (open_stream_ == nullptr) return absl::FailedPreconditionError("no exchange is open");
+      if (executor_ == nullptr) return absl::UnavailableError(not_ready_cause_);
+      executor = executor_;
+    }
+    for (const std::vector<uint64_t>& layer : executor->Firings()) {
+      response->add_layers()->mutable_neurons()->Add(layer.begin(), layer.end());
+    }
+    return absl::OkStatus();
   });
 }
 

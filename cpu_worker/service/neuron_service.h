@@ -51,6 +51,9 @@ class NeuronService final : public worker::v1::NeuronService::Service {
   grpc::Status Exchange(
       grpc::ServerContext* context,
       grpc::ServerReaderWriter<worker::v1::ExchangeResponse, worker::v1::ExchangeRequest>* stream) override;
+  grpc::Status GetFiringCounts(grpc::ServerContext* context,
+                               const worker::v1::GetFiringCountsRequest* request,
+                               worker::v1::GetFiringCountsResponse* response) override;
 
  private:
   class StreamLease;

@@ -42,4 +42,18 @@ grpc::Status ModelService::GetModel(grpc::ServerContext* context, const v1::GetM
   });
 }
 
+grpc::Status ModelService::GetFiringCounts(grpc::ServerContext* context,
+                                           const v1::GetFiringCountsRequest* request,
+                                           v1::GetFiringCountsResponse* response) {
+  return rpc::Handle("isotherm.v1.ModelService/GetFiringCounts", context, [&]() -> absl::Status {
+    ISOTHERM_RETURN_IF_ERROR(validator_->CheckModel(request->model()));
+    ISOTHERM_ASSIGN_OR_RETURN(worker::v1::GetRunnerFiringCountsResponse firings, firings_());
+    response->set_tokens(firings.tokens());
+    for (worker::v1::LayerFiringCounts& layer : *firings.mutable_layers()) {
+      response->add_layers()->mutable_neurons()->Swap(layer.mutable_neurons());
+    }
+    return absl::OkStatus();
+  });
+}
+
 }  // namespace isotherm::gateway

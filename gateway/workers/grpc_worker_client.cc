@@ -185,4 +185,14 @@ std::unique_ptr<WorkerClient> NewGrpcWorkerClient(const std::string& address) {
   return std::make_unique<GrpcWorkerClient>(address);
 }
 
+absl::StatusOr<worker::v1::GetRunnerFiringCountsResponse> FetchFiringCounts(const std::string& address,
+                                                                            absl::Duration timeout) {
+  const auto stub = ModelRunnerService::NewStub(rpc::MakeChannel(address));
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  worker::v1::GetRunnerFiringCountsResponse response;
+  ISOTHERM_RETURN_IF_ERROR(rpc::FromGrpc(stub->GetFiringCounts(&context, {}, &response)));
+  return response;
+}
+
 }  // namespace isotherm::gateway

@@ -12,6 +12,11 @@ namespace isotherm::gateway {
 // does not fit its request (another step id, outputs missing) ends the stream as a broken connection does.
 std::unique_ptr<WorkerClient> NewGrpcWorkerClient(const std::string& address);
 
+// Asks the runner at `address` how often each neuron fired, on a connection of its own, so from any thread.
+// The runner answers after the step in progress.
+absl::StatusOr<worker::v1::GetRunnerFiringCountsResponse> FetchFiringCounts(const std::string& address,
+                                                                            absl::Duration timeout);
+
 }  // namespace isotherm::gateway
 
 #endif  // ISOTHERM_GATEWAY_WORKERS_GRPC_WORKER_CLIENT_H_

@@ -90,4 +90,31 @@ absl::Status ColdWorker::AnnouncePlacement() {
   return rpc::FromGrpc(stub_->ApplyPlacement(&context, request, &response));
 }
 
+absl::StatusOr<std::vector<std::vector<uint64_t>>> ColdWorker::Firings() {
+  if (!connected()) return absl::UnavailableError("the CPU worker is not connected");
+  auto firings = AskForFirings();
+  if (!firings.ok()) return Annotate(options_.address, firings.status());
+  return firings;
+}
+
+absl::StatusOr<std::vector<std::vector<uint64_t>>> ColdWorker::AskForFirings() {
+  grpc::ClientContext context;
+  SetDeadline(context);
+  v1::GetFiringCountsResponse response;
+  ISOTHERM_RETURN_IF_ERROR(rpc::FromGrpc(stub_->GetFiringCounts(&context, {}, &response)));
+  if (response.layers_size() != placement_.layers()) {
+    return absl::DataLossError(absl::StrCat("it sent firing counts of ", response.layers_size(),
+                                            " layers, the model has ", placement_.layers()));
+  }
+  std::vector<std::vector<uint64_t>> firings;
+  for (const v1::LayerFiringCounts& layer : response.layers()) {
+    if (layer.neurons_size() != placement_.ffn) {
+      return absl::DataLossError(absl::StrCat("it sent firing counts of ", layer.neurons_size(),
+                                              " neurons, a layer has ", placement_.ffn));
+    }
+    firings.emplace_back(layer.neurons().begin(), layer.neurons().end());
+  }
+  return firings;
+}
+
 }  // namespace isotherm::gpu_worker

@@ -1,10 +1,13 @@
 #ifndef ISOTHERM_GPU_WORKER_COLD_COLD_WORKER_H_
 #define ISOTHERM_GPU_WORKER_COLD_COLD_WORKER_H_
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/exchange/channel.h"
 #include "common/neuron/placement.h"
@@ -36,9 +39,14 @@ class ColdWorker {
   exchange::Channel* channel() const { return connected() ? channel_.get() : nullptr; }
   const std::string& address() const { return options_.address; }
 
+  // How often each cold neuron fired since the channel was opened, [layers][ffn]; between exchanges.
+  // Unavailable unless connected.
+  absl::StatusOr<std::vector<std::vector<uint64_t>>> Firings();
+
  private:
   absl::Status CheckWorker();
   absl::Status AnnouncePlacement();
+  absl::StatusOr<std::vector<std::vector<uint64_t>>> AskForFirings();
 
   const ColdWorkerOptions options_;
   const neuron::Placement placement_;

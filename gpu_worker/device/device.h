@@ -115,6 +115,8 @@ struct LayerStatistics {
     return *this;
   }
 };
+// How often each neuron fired, [layers][ffn] by the file's numbers.
+using FiringCounts = std::vector<std::vector<uint64_t>>;
 struct PassStatistics {
   std::vector<LayerStatistics> layers;
   std::vector<absl::Duration> exchange_latencies;
@@ -199,6 +201,9 @@ class Device {
   virtual void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) = 0;
 
   virtual PassStatistics TakeStatistics() = 0;
+  // Firings of hot neurons since Configure or the last call, between passes. Empty: the device does not count
+  // them.
+  virtual FiringCounts TakeFirings() { return {}; }
 };
 
 }  // namespace isotherm::gpu_worker

@@ -1,7 +1,6 @@
 #include "gpu_worker/graph/memory_plan.h"
 
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -42,14 +41,9 @@ int64_t HeadBytes(const model::Model& model) {
   return bytes + DeviceMatrixBytes(model.position_embedding()) + DeviceNormBytes(model.output_norm());
 }
 
-std::vector<double> ReadCounts(const model::Model& model, const model::TensorRef& tensor) {
-  std::vector<float> counts(tensor.columns);
-  const auto bytes = model.file().Data(*tensor.info);
-  std::memcpy(counts.data(), bytes.data(), counts.size() * sizeof(float));
-  return std::vector<double>(counts.begin(), counts.end());
-}
-
-absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model, double read_bandwidth) {
+absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model,
+                                                const std::optional<model::Profile>& profile,
+                                                double read_bandwidth) {
   const model::Hyperparameters& h = model.hyperparameters();
   neuron::PlanInput input;
   input.layers = h.layers;
@@ -58,13 +52,10 @@ absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model, doubl
     ISOTHERM_ASSIGN_OR_RETURN(const neuron::BundleLayout layout, neuron::MakeBundleLayout(model, l));
     // The id that maps a bundle to its neuron lies beside it.
     input.neuron_bytes.push_back(layout.bundle_bytes + static_cast<int64_t>(sizeof(int32_t)));
-    if (model.layers()[l].activation_counts.present()) {
-      input.counts.push_back(ReadCounts(model, model.layers()[l].activation_counts));
-    }
   }
-  if (static_cast<int64_t>(input.counts.size()) != h.layers) input.counts.clear();
-  if (model.file().Has("isotherm.profile.tokens")) {
-    ISOTHERM_ASSIGN_OR_RETURN(input.profile_tokens, model.file().GetInteger("isotherm.profile.tokens"));
+  if (profile.has_value()) {
+    input.counts = profile->counts;
+    input.profile_tokens = profile->tokens;
   }
   // The host device draws on the same memory bus as the CPU worker: a hot neuron saves the exchange and costs
   // nothing that the cold one would not, so hot time counts as zero and the budget is filled.
@@ -96,7 +87,7 @@ int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& opt
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      double read_bandwidth) {
+                                      const std::optional<model::Profile>& profile, double read_bandwidth) {
   const model::Hyperparameters& h = model.hyperparameters();
   MemoryPlan plan;
   At(plan, MemoryPurpose::kAttention) = AttentionBytes(model);
@@ -106,7 +97,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOpt
   ISOTHERM_ASSIGN_OR_RETURN(At(plan, MemoryPurpose::kPredictor), PredictorBytes(model, predictor));
   At(plan, MemoryPurpose::kWorkspace) = WorkspaceBytes(h, options);
 
-  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, read_bandwidth));
+  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, profile, read_bandwidth));
   const int64_t dense = plan.total();
   if (options.budget_bytes.has_value()) {
     if (dense > *options.budget_bytes) {

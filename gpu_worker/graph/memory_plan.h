@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "common/kernels/ops.h"
 #include "common/model/model.h"
+#include "common/model/profile.h"
 #include "common/neuron/placement.h"
 #include "gpu_worker/device/device.h"
 #include "gpu_worker/predict/predictor.h"
@@ -49,10 +50,10 @@ struct MemoryPlan {
 int64_t KvBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
 int64_t WorkspaceBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
 
-// `read_bandwidth`: bytes a second of the device. ResourceExhausted, naming the least budget that would do,
-// when not even the dense parts fit.
+// `profile`: which neurons fire how often; absent: nobody knows. `read_bandwidth`: bytes a second of the
+// device. ResourceExhausted, naming the least budget that would do, when not even the dense parts fit.
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      double read_bandwidth);
+                                      const std::optional<model::Profile>& profile, double read_bandwidth);
 
 }  // namespace isotherm::gpu_worker
 

@@ -70,6 +70,7 @@ absl::Status HostDevice::Configure(const FfnParameters& ffn, int64_t layers, int
   position_.resize(ffn.hidden);
   sketch_inputs_.resize(max_rows * kernels::SketchInputBytes(ffn.hidden) + 64);
   statistics_.layers.resize(layers);
+  firings_.assign(layers, std::vector<uint64_t>(ffn.ffn));
   return absl::OkStatus();
 }
 
@@ -99,6 +100,12 @@ PassStatistics HostDevice::TakeStatistics() {
   PassStatistics taken = std::move(statistics_);
   statistics_ = PassStatistics();
   statistics_.layers.resize(taken.layers.size());
+  return taken;
+}
+
+FiringCounts HostDevice::TakeFirings() {
+  FiringCounts taken = firings_;
+  for (std::vector<uint64_t>& layer : firings_) std::fill(layer.begin(), layer.end(), 0);
   return taken;
 }
 

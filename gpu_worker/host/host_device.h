@@ -61,6 +61,7 @@ class HostDevice final : public Device {
   void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) override;
   void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) override;
   PassStatistics TakeStatistics() override;
+  FiringCounts TakeFirings() override;
 
  private:
   const uint32_t* BlockTable(int64_t row) const {
@@ -80,6 +81,7 @@ class HostDevice final : public Device {
   absl::Status failure_;
   bool exchange_pending_ = false;
   PassStatistics statistics_;
+  FiringCounts firings_;
 
   // Scratch, sized by Configure or grown in BeginPass; operators do not allocate.
   std::vector<uint64_t> hot_masks_;

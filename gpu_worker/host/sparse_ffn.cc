@@ -32,6 +32,7 @@ void HostDevice::HotFfn(const FfnCall& call, const HotLayer& hot, float* y) {
   request.dense = call.dense;
   request.activation = ffn_.activation;
   request.activation_threshold = ffn_.activation_threshold;
+  request.firings = firings_[call.layer].data();
   const neuron::BundleView view{hot.bundles, &hot.layout, hot.neuron_ids, hot.count};
   const neuron::FfnStatistics done = executor_->Run(view, request, y);
   statistics_.layers[call.layer].hot_computed += done.computed;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/row_kernels.h"
 #include "common/observe/log.h"
@@ -21,6 +22,8 @@ constexpr int64_t kDefaultContext = 4096;
 constexpr int64_t kDefaultSequences = 16;
 // Half of what a message may have leaves room for everything else in it.
 constexpr int64_t kLogitBytes = rpc::kDefaultMaxMessageBytes / 2;
+// Collecting takes milliseconds, one message of eight bytes a neuron: a thousandth of this.
+constexpr absl::Duration kCollectInterval = absl::Seconds(10);
 
 int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -65,6 +68,34 @@ absl::Status CheckMemory(const MemoryPlan& plan, const Device& device, int64_t s
       model.DisplayName(), (plan.total() + scratch) / kGiB, available / kGiB));
 }
 
+void LogProfile(const ProfileChoice& choice, const model::Model& model) {
+  if (!model.hyperparameters().sparse()) return;
+  if (!choice.profile.has_value()) {
+    spdlog::info(
+        "no firing counts: the lowest numbered neurons become hot. 'isotherm profile' collects them");
+    return;
+  }
+  spdlog::info("neurons are placed by firing counts of {} tokens from {}", choice.profile->tokens,
+               choice.profile->source);
+}
+
+// What was counted while serving, added to what earlier lives counted.
+model::Profile AddOnline(const std::optional<model::Profile>& earlier, const Firings& firings) {
+  model::Profile profile = earlier.value_or(model::Profile());
+  profile.online = true;
+  profile.source = "serving";
+  profile.tokens += firings.tokens;
+  profile.counts.resize(firings.counts.size());
+  for (size_t layer = 0; layer < firings.counts.size(); ++layer) {
+    const std::vector<uint64_t>& counts = firings.counts[layer];
+    profile.counts[layer].resize(counts.size());
+    for (size_t neuron = 0; neuron < counts.size(); ++neuron) {
+      profile.counts[layer][neuron] += static_cast<double>(counts[neuron]);
+    }
+  }
+  return profile;
+}
+
 // "none" for a null channel.
 const char* NameTransport(const exchange::Channel* channel) {
   return channel == nullptr ? "none" : exchange::TransportName(channel->transport());
@@ -84,7 +115,10 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_ASSIGN_OR_RETURN(model_, model::Model::Open(options.model_path));
   const model::Hyperparameters& h = model_->hyperparameters();
   ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
-  ISOTHERM_ASSIGN_OR_RETURN(plan_, PlanMemory(*model_, runner_options_, device_->MeasureReadBandwidth()));
+  ISOTHERM_ASSIGN_OR_RETURN(profile_, ChooseProfile(options.profile, *model_));
+  LogProfile(profile_, *model_);
+  ISOTHERM_ASSIGN_OR_RETURN(
+      plan_, PlanMemory(*model_, runner_options_, profile_.profile, device_->MeasureReadBandwidth()));
   spdlog::info("{}", plan_.ToString(*model_));
   const int64_t scratch = device_->WorkspaceBytes(MakeFfnParameters(h), runner_options_.max_rows());
   ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *device_, scratch, *model_));
@@ -109,6 +143,9 @@ absl::Status Engine::LoadModel(EngineOptions options) {
     options.cold.model_digest = model_->digest();
     options.cold.geometry = {h.layers, h.hidden, h.ffn, runner_options_.max_rows(), yields_gate};
     cold_ = std::make_unique<ColdWorker>(std::move(options.cold), plan_.neurons.placement);
+  }
+  if (h.sparse() && !device_->TakeFirings().empty()) {
+    firing_log_ = std::make_unique<FiringLog>(h.layers, h.ffn);
   }
   RecordPlan(plan_, h);
   UpdateState();
@@ -172,9 +209,64 @@ absl::Status Engine::EnsureReady() {
 absl::Status Engine::EnsureReadyLocked() {
   if (cold_ == nullptr || cold_->connected()) return absl::OkStatus();
   const absl::Status status = cold_->EnsureConnected();
+  if (status.ok() && firing_log_ != nullptr) {
+    device_->TakeFirings();
+    firing_log_->OnExchangeOpened(runner_->rows_total());
+  }
   RecordTransport(NameTransport(cold_->channel()));
   UpdateState();
   return status;
+}
+
+absl::StatusOr<Firings> Engine::CollectFirings() {
+  base::MutexLock lock(&mutex_);
+  if (!model_->hyperparameters().sparse()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("'", model_->DisplayName(), "' is dense, all of its neurons fire for every token"));
+  }
+  if (firing_log_ == nullptr) {
+    return absl::UnimplementedError(absl::StrCat("device ", device_->name(), " does not count firings"));
+  }
+  ISOTHERM_RETURN_IF_ERROR(CollectLocked());
+  return firing_log_->totals();
+}
+
+void Engine::CollectNowAndThen() {
+  base::MutexLock lock(&mutex_);
+  if (firing_log_ == nullptr || absl::Now() - last_collected_ < kCollectInterval) return;
+  // While the CPU worker is lost there is nothing to collect, and a step will say why.
+  if (const absl::Status status = CollectLocked(); !status.ok()) {
+    spdlog::debug("firing counts not collected: {}", std::string(status.message()));
+  }
+}
+
+absl::Status Engine::CollectLocked() {
+  last_collected_ = absl::Now();
+  firing_log_->AddHot(device_->TakeFirings());
+  FiringCounts cold;
+  if (cold_ != nullptr) {
+    ISOTHERM_ASSIGN_OR_RETURN(cold, cold_->Firings());
+  }
+  firing_log_->Settle(cold, runner_->rows_total());
+  return absl::OkStatus();
+}
+
+void Engine::SaveProfile() {
+  base::MutexLock lock(&mutex_);
+  if (firing_log_ == nullptr || profile_.save_path.empty()) return;
+  if (const absl::Status status = CollectLocked(); !status.ok()) {
+    spdlog::info("the last seconds' firing counts are lost: {}", std::string(status.message()));
+  }
+  const Firings& firings = firing_log_->totals();
+  if (firings.tokens == 0) return;
+  const model::Profile profile = AddOnline(profile_.profile, firings);
+  if (const absl::Status status = model::WriteProfile(profile, *model_, profile_.save_path); !status.ok()) {
+    spdlog::warn("the firing counts of {} tokens are not saved: {}. --nosave-profile keeps from trying",
+                 firings.tokens, std::string(status.message()));
+    return;
+  }
+  spdlog::info("saved the firing counts of {} tokens in {}; the next start places neurons by them",
+               profile.tokens, profile_.save_path);
 }
 
 void Engine::UpdateState() {

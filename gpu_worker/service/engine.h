@@ -9,6 +9,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/base/mutex.h"
 #include "common/model/model.h"
 #include "gpu_worker/cold/cold_worker.h"
@@ -16,6 +17,8 @@
 #include "gpu_worker/graph/decoder.h"
 #include "gpu_worker/graph/memory_plan.h"
 #include "gpu_worker/graph/runner.h"
+#include "gpu_worker/service/firing_log.h"
+#include "gpu_worker/service/profile_choice.h"
 #include "isotherm/worker/v1/model_runner.pb.h"
 
 namespace isotherm::gpu_worker {
@@ -28,6 +31,7 @@ struct EngineOptions {
   std::optional<PredictorKind> predictor;
   // Address of a PredictorService; empty for the in-process predictor.
   std::string predictor_address;
+  ProfileOptions profile;
   // CPU worker; the digest and geometry are filled in from the model.
   ColdWorkerOptions cold;
   // Asked between layers while loading; true gives up with Cancelled.
@@ -48,6 +52,15 @@ class Engine {
   // that comes back is found before the next step asks for it.
   absl::Status EnsureReady();
 
+  // How often each neuron fired since the start, after the step in progress. FailedPrecondition for a dense
+  // model, Unimplemented for a device that does not count, Unavailable while the CPU worker is lost.
+  absl::StatusOr<Firings> CollectFirings();
+  // Collects what was not collected for a while, so that a lost CPU worker takes little with it. Call now and
+  // then.
+  void CollectNowAndThen();
+  // Saves the firings where ChooseProfile said, if anywhere; a file that cannot be written is a warning.
+  void SaveProfile();
+
   // All but instance id and readiness. Waits for no step and no CPU worker.
   worker::v1::GetRunnerResponse Describe() const;
 
@@ -56,12 +69,14 @@ class Engine {
   absl::Status LoadModel(EngineOptions options);
   absl::Status MakeThePredictor(const EngineOptions& options, std::unique_ptr<Predictor>& predictor);
   absl::Status EnsureReadyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CollectLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void UpdateState() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Set once by Load.
   std::unique_ptr<Device> device_;
   std::unique_ptr<model::Model> model_;
   RunnerOptions runner_options_;
+  ProfileChoice profile_;
   MemoryPlan plan_;
   bool needs_cold_worker_ = false;
 
@@ -79,6 +94,9 @@ class Engine {
   std::unique_ptr<Decoder> decoder_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Runner> runner_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ColdWorker> cold_ ABSL_GUARDED_BY(mutex_);
+  // Null for a dense model and for a device that does not count.
+  std::unique_ptr<FiringLog> firing_log_ ABSL_GUARDED_BY(mutex_);
+  absl::Time last_collected_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
 };
 
 }  // namespace isotherm::gpu_worker

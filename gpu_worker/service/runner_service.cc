@@ -91,6 +91,7 @@ void RunnerService::LoadAndWatch(const Loader& loader,
   }
   while (true) {
     SetCause(std::string(engine->EnsureReady().message()));
+    engine->CollectNowAndThen();
     base::MutexLock lock(&mutex_);
     if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchInterval)) return;
   }
@@ -135,6 +136,25 @@ grpc::Status RunnerService::GetRunner(grpc::ServerContext* context, const v1::Ge
     response->set_ready(response->not_ready_cause().empty());
     return absl::OkStatus();
   });
+}
+
+grpc::Status RunnerService::GetFiringCounts(grpc::ServerContext* context,
+                                            const v1::GetRunnerFiringCountsRequest*,
+                                            v1::GetRunnerFiringCountsResponse* response) {
+  return rpc::Handle("GetFiringCounts", context, [&]() -> absl::Status {
+    const std::shared_ptr<Engine> loaded = engine();
+    if (loaded == nullptr) return absl::UnavailableError(cause());
+    ISOTHERM_ASSIGN_OR_RETURN(const Firings firings, loaded->CollectFirings());
+    response->set_tokens(static_cast<uint64_t>(firings.tokens));
+    for (const std::vector<uint64_t>& layer : firings.counts) {
+      response->add_layers()->mutable_neurons()->Add(layer.begin(), layer.end());
+    }
+    return absl::OkStatus();
+  });
+}
+
+void RunnerService::SaveProfile() {
+  if (const std::shared_ptr<Engine> loaded = engine(); loaded != nullptr) loaded->SaveProfile();
 }
 
 absl::StatusOr<std::shared_ptr<Engine>> RunnerService::OpenStream(grpc::ServerContext* context) {

@@ -32,6 +32,12 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
   // Ends the open Step stream once the step in flight is answered and refuses further ones.
   void Drain();
 
+  // Saves the firing counts of the engine, if it was loaded; after the last step.
+  void SaveProfile();
+
+  grpc::Status GetFiringCounts(grpc::ServerContext* context,
+                               const worker::v1::GetRunnerFiringCountsRequest* request,
+                               worker::v1::GetRunnerFiringCountsResponse* response) override;
   grpc::Status GetRunner(grpc::ServerContext* context, const worker::v1::GetRunnerRequest* request,
                          worker::v1::GetRunnerResponse* response) override;
   grpc::Status Step(

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <string>
 #include <utility>
@@ -210,6 +211,49 @@ TEST(WorkerTest, CountsWhatItComputed) {
         "isotherm_cpu_worker_exchange_compute_seconds_count", "isotherm_cpu_worker_bundle_bytes",
         "isotherm_cpu_worker_threads 2", "isotherm_cpu_worker_placement_epoch 1234"}) {
     EXPECT_NE(metrics.find("\n" + name), std::string::npos) << name;
+  }
+}
+
+absl::StatusOr<worker::v1::GetFiringCountsResponse> FiringCounts(RunningWorker& running) {
+  grpc::ClientContext context;
+  worker::v1::GetFiringCountsResponse response;
+  const grpc::Status status = running.stub().GetFiringCounts(&context, {}, &response);
+  if (!status.ok()) return rpc::FromGrpc(status);
+  return response;
+}
+
+TEST(WorkerTest, CountsFiringsSinceTheExchangeWasOpened) {
+  RunningWorker running({});
+  running.AwaitReady();
+  const model::Hyperparameters& parameters = running.model().hyperparameters();
+  const neuron::Placement placement = ThirdHot(parameters);
+  ASSERT_TRUE(running.Apply(running.PlacementRequest(placement)).ok());
+  EXPECT_EQ(FiringCounts(running).status().code(), absl::StatusCode::kFailedPrecondition) << "none is open";
+  for (int life = 0; life < 2; ++life) {
+    absl::StatusOr<std::unique_ptr<exchange::Channel>> channel =
+        exchange::Connect(&running.stub(), running.ClientFor(placement, Transport::kAuto));
+    ASSERT_TRUE(channel.ok()) << channel.status();
+    std::vector<int64_t> active(parameters.layers);
+    for (int64_t rows : {1, 40}) {
+      for (int64_t layer = 0; layer < parameters.layers; ++layer) {
+        const auto reply =
+            Ask(**channel, RandomQuestion(parameters, placement, layer, rows, rows), {}, placement.epoch);
+        ASSERT_TRUE(reply.ok()) << reply.status();
+        active[layer] += reply->statistics.active;
+      }
+    }
+    const absl::StatusOr<worker::v1::GetFiringCountsResponse> counts = FiringCounts(running);
+    ASSERT_TRUE(counts.ok()) << counts.status();
+    ASSERT_EQ(counts->layers_size(), parameters.layers);
+    for (int layer = 0; layer < parameters.layers; ++layer) {
+      const auto& neurons = counts->layers(layer).neurons();
+      ASSERT_EQ(neurons.size(), parameters.ffn);
+      EXPECT_GT(active[layer], 0);
+      EXPECT_EQ(std::accumulate(neurons.begin(), neurons.end(), int64_t{0}), active[layer]);
+      for (int64_t j = 0; j < parameters.ffn; ++j) {
+        if (neuron::TestBit(placement.hot[layer].data(), j)) EXPECT_EQ(neurons[j], 0u) << "hot";
+      }
+    }
   }
 }
 

@@ -79,7 +79,9 @@ class EndToEndTest : public testing::Test {
         std::make_unique<InferenceService>(&validator_, tokenizer_.get(), &metrics_, engine_.get());
     v1::Model file;
     file.set_name("toy");
-    model_service_ = std::make_unique<ModelService>(file, &validator_, engine_.get());
+    model_service_ = std::make_unique<ModelService>(file, &validator_, engine_.get(), [this] {
+      return FetchFiringCounts(worker_->address(), absl::Seconds(10));
+    });
     rpc::ServerOptions server;
     server.listen = {"127.0.0.1:0"};
     server_ = rpc::Server::Start(server, {inference_service_.get(), model_service_.get()}).value();
@@ -154,6 +156,26 @@ class EndToEndTest : public testing::Test {
   std::unique_ptr<v1::InferenceService::Stub> inference_;
   std::unique_ptr<v1::ModelService::Stub> models_;
 };
+
+TEST_F(EndToEndTest, PassesOnHowOftenNeuronsFired) {
+  Start();
+  v1::GetFiringCountsRequest request;
+  v1::GetFiringCountsResponse counts;
+  grpc::ClientContext context, other_context, lost_context;
+  const grpc::Status status = models_->GetFiringCounts(&context, request, &counts);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(counts.tokens(), 10u);
+  ASSERT_EQ(counts.layers_size(), 2);
+  EXPECT_THAT(counts.layers(0).neurons(), ElementsAre(1, 2));
+  EXPECT_THAT(counts.layers(1).neurons(), ElementsAre(3, 4));
+  request.set_model("other");
+  EXPECT_EQ(models_->GetFiringCounts(&other_context, request, &counts).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+  worker_->Kill();
+  request.clear_model();
+  EXPECT_EQ(models_->GetFiringCounts(&lost_context, request, &counts).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+}
 
 TEST_F(EndToEndTest, GeneratesAStream) {
   Start();

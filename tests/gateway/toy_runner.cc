@@ -372,6 +372,16 @@ grpc::Status ToyRunnerService::GetRunner(grpc::ServerContext*, const worker::v1:
   return grpc::Status::OK;
 }
 
+grpc::Status ToyRunnerService::GetFiringCounts(grpc::ServerContext*,
+                                               const worker::v1::GetRunnerFiringCountsRequest*,
+                                               worker::v1::GetRunnerFiringCountsResponse* response) {
+  response->set_tokens(10);
+  for (const std::vector<uint64_t>& layer : {std::vector<uint64_t>{1, 2}, {3, 4}}) {
+    response->add_layers()->mutable_neurons()->Add(layer.begin(), layer.end());
+  }
+  return grpc::Status::OK;
+}
+
 grpc::Status ToyRunnerService::Step(
     grpc::ServerContext*,
     grpc::ServerReaderWriter<worker::v1::StepResponse, worker::v1::StepRequest>* stream) {

@@ -135,6 +135,10 @@ class ToyRunnerService final : public worker::v1::ModelRunnerService::Service {
   explicit ToyRunnerService(ToyRunner* runner) : runner_(runner) {}
   grpc::Status GetRunner(grpc::ServerContext* context, const worker::v1::GetRunnerRequest* request,
                          worker::v1::GetRunnerResponse* response) override;
+  // Two layers of two neurons: 1, 2 and 3, 4 firings in 10 tokens.
+  grpc::Status GetFiringCounts(grpc::ServerContext* context,
+                               const worker::v1::GetRunnerFiringCountsRequest* request,
+                               worker::v1::GetRunnerFiringCountsResponse* response) override;
   grpc::Status Step(
       grpc::ServerContext* context,
       grpc::ServerReaderWriter<worker::v1::StepResponse, worker::v1::StepRequest>* stream) override;

@@ -29,7 +29,7 @@ class MemoryPlanTest : public ::testing::Test {
 
   int64_t DenseBytes() {
     options_.budget_bytes = int64_t{1} << 40;
-    const auto plan = PlanMemory(*model_, options_, kBandwidth);
+    const auto plan = PlanMemory(*model_, options_, model::EmbeddedProfile(*model_), kBandwidth);
     return plan->total() - plan->neurons.hot_bytes;
   }
 
@@ -39,7 +39,7 @@ class MemoryPlanTest : public ::testing::Test {
 };
 
 TEST_F(MemoryPlanTest, EverythingIsHotWithoutABudget) {
-  const auto plan = PlanMemory(*model_, options_, kBandwidth);
+  const auto plan = PlanMemory(*model_, options_, model::EmbeddedProfile(*model_), kBandwidth);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->neurons.placement.HotCount(), 2 * 96);
 }
@@ -49,7 +49,7 @@ TEST_F(MemoryPlanTest, TheBudgetIsFilledAndNeverExceeded) {
   int64_t last = -1;
   for (int64_t extra : {0, 1000, 20000, 60000, 1 << 20}) {
     options_.budget_bytes = dense + extra;
-    const auto plan = PlanMemory(*model_, options_, kBandwidth);
+    const auto plan = PlanMemory(*model_, options_, model::EmbeddedProfile(*model_), kBandwidth);
     ASSERT_TRUE(plan.ok()) << plan.status();
     EXPECT_LE(plan->total(), *options_.budget_bytes);
     EXPECT_GE(plan->neurons.placement.HotCount(), last);
@@ -60,7 +60,7 @@ TEST_F(MemoryPlanTest, TheBudgetIsFilledAndNeverExceeded) {
 
 TEST_F(MemoryPlanTest, OftenFiringNeuronsComeFirst) {
   options_.budget_bytes = DenseBytes() + 40000;
-  const auto plan = PlanMemory(*model_, options_, kBandwidth);
+  const auto plan = PlanMemory(*model_, options_, model::EmbeddedProfile(*model_), kBandwidth);
   ASSERT_TRUE(plan.ok()) << plan.status();
   // The counts fall with the neuron's number, so each layer's hot set is a prefix.
   for (int64_t layer = 0; layer < 2; ++layer) {
@@ -73,7 +73,7 @@ TEST_F(MemoryPlanTest, OftenFiringNeuronsComeFirst) {
 
 TEST_F(MemoryPlanTest, ABudgetBelowTheDensePartsNamesTheLeastThatWouldDo) {
   options_.budget_bytes = 1000;
-  const auto plan = PlanMemory(*model_, options_, kBandwidth);
+  const auto plan = PlanMemory(*model_, options_, model::EmbeddedProfile(*model_), kBandwidth);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("before the first hot neuron"));
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("--vram-budget"));
