@@ -8,6 +8,8 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "common/base/file.h"
+#include "common/model/profile.h"
 #include "tests/gguf/tiny_llama.h"
 #include "tools/cli/inspect_model.h"
 
@@ -53,7 +55,7 @@ TEST_F(InspectTest, ShowsMetadataTensorsAndHyperparameters) {
   EXPECT_THAT(text, Not(HasSubstr("blk."))) << "equal layers are listed once";
   EXPECT_THAT(text, HasSubstr("  FFN                96 neurons a layer, relu, sparse\n"));
   EXPECT_THAT(text, HasSubstr("  attention          4 heads of 16, 2 for keys and values\n"));
-  EXPECT_THAT(text, HasSubstr("no firing counts"));
+  EXPECT_THAT(text, HasSubstr("has no firing counts"));
   EXPECT_THAT(text, Not(HasSubstr("of GPU memory")));
 }
 
@@ -97,8 +99,37 @@ TEST_F(InspectTest, FiringsOfTheMostUsedNeurons) {
       .AddTensor("blk.0.ffn_act_counts", {32}, gguf::TensorType::kF32, counts);
   const std::string text = Run(builder.Build());
   EXPECT_THAT(text, HasSubstr("Firings in 1000 tokens"));
-  // Active: 860 / (1000 * 32). Top 3, 6, 9 and 16 neurons: 600, 660, 720 and 860 of 860.
-  EXPECT_THAT(text, HasSubstr("      0    2.7 %    69.8 %    76.7 %    83.7 %   100.0 %\n"));
+  // Active: 860 / (1000 * 32). Top 3.2, 6.4, 9.6 and 16 neurons: 604, 668, 732 and 860 of 860.
+  EXPECT_THAT(text, HasSubstr("      0    2.7 %    70.2 %    77.7 %    85.1 %   100.0 %\n"));
+  EXPECT_THAT(text, HasSubstr("  * all layers            70.2 %    77.7 %    85.1 %   100.0 %\n"));
+}
+
+TEST_F(InspectTest, AProfileBesideTheModelComesBeforeTheCountsInIt) {
+  const Bytes bytes = TinyLlama({.layers = 2, .activation_counts = true});
+  const auto model = model::Model::Open(testing::WriteFile(path_, bytes));
+  ASSERT_TRUE(model.ok()) << model.status();
+  const std::string beside = model::ProfilePath(**model);
+  const std::vector<std::vector<double>> counts(2, std::vector<double>(96, 1));
+  ASSERT_TRUE(model::WriteProfile({96, counts, "a text", false}, **model, beside).ok());
+  EXPECT_THAT(Run(bytes), HasSubstr("Firings in 96 tokens, from a text"));
+  EXPECT_THAT(Run(TinyLlama({.layers = 2, .seed = 9})), HasSubstr("Ignored: " + beside));
+  EXPECT_THAT(Run(bytes, {.profile_path = path_}), Not(HasSubstr("Firings in")));
+  EXPECT_EQ(status_.code(), absl::StatusCode::kInvalidArgument);
+  unlink(beside.c_str());
+}
+
+TEST_F(InspectTest, WritesThePlot) {
+  const std::string plot = path_ + ".svg";
+  Run(TinyLlama({.activation_counts = true}), {.plot_path = plot});
+  ASSERT_TRUE(status_.ok()) << status_;
+  const absl::StatusOr<std::string> svg = base::ReadSmallFile(plot);
+  ASSERT_TRUE(svg.ok());
+  EXPECT_THAT(*svg, HasSubstr("</svg>"));
+  unlink(plot.c_str());
+  Run(TinyLlama({.activation_counts = true}), {.plot_path = "/nonexistent/plot.svg"});
+  EXPECT_THAT(status_.ToString(), HasSubstr("/nonexistent/plot.svg"));
+  Run(TinyLlama({}), {.plot_path = plot});
+  EXPECT_THAT(status_.ToString(), HasSubstr("nothing to plot"));
 }
 
 TEST_F(InspectTest, DenseModelsHaveNoFirings) {

@@ -1,10 +1,10 @@
-"""Reads Q8_0 matrices out of a GGUF file: as much of the format as a predictor of the demo model needs."""
+"""Reads Q8_0 matrices and F32 vectors out of a GGUF file: as much of the format as tests with the demo model need."""
 
 import struct
 
 import numpy
 
-_Q8_0 = 8  # ggml's number
+_F32, _Q8_0 = 0, 8  # ggml's numbers
 _ARRAY, _STRING = 9, 8
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _BLOCK = numpy.dtype([("scale", "<f2"), ("quants", "i1", 32)])
@@ -42,6 +42,13 @@ class GgufTensors:
         blocks = self._bytes[start:start + count * _BLOCK.itemsize].view(_BLOCK)
         values = blocks["scale"].astype(numpy.float32)[:, None] * blocks["quants"]
         return values.reshape(rows, columns)
+
+    def vector(self, name):
+        """F32 [columns]."""
+        (columns,), kind, offset = self._infos[name]
+        assert kind == _F32, f"{name} is not F32"
+        start = self._data + offset
+        return self._bytes[start:start + 4 * columns].view("<f4")
 
     def _take(self, layout):
         values = struct.unpack_from(layout, self._bytes, self._at)

@@ -3,12 +3,14 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/base/command_line.h"
 
 namespace isotherm::cli {
@@ -22,6 +24,8 @@ struct Command {
 Command GenerateCommand();
 Command TokenizeCommand();
 Command ScoreCommand();
+Command PerplexityCommand();
+Command ProfileCommand();
 Command InspectCommand();
 Command DoctorCommand();
 
@@ -29,6 +33,10 @@ Command DoctorCommand();
 base::FlagGroup ServerFlags();
 // A channel to --address whose model is ready within --wait. Unavailable says what to start or to wait for.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToServer();
+// The same for another address. `check` is asked now and then; its error ends the waiting.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectTo(
+    const std::string& address, absl::Duration wait,
+    const std::function<absl::Status()>& check = [] { return absl::OkStatus(); });
 
 // The single argument, or standard input to its end where there is none or it is "-". A trailing newline of
 // standard input is dropped.

@@ -1,8 +1,11 @@
 #include "tools/cli/inspect.h"
 
 #include <algorithm>
+#include <cerrno>
+#include <fstream>
 #include <map>
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -17,6 +20,7 @@
 #include "common/base/status_macros.h"
 #include "common/gguf/file.h"
 #include "common/model/model.h"
+#include "common/model/profile.h"
 #include "tools/cli/inspect_model.h"
 
 namespace isotherm::cli {
@@ -105,6 +109,35 @@ void PrintMetadata(const gguf::File& file, std::ostream& out) {
   }
 }
 
+absl::StatusOr<std::optional<model::Profile>> FindFirings(const std::string& path, const model::Model& model,
+                                                          std::ostream& out) {
+  if (!path.empty()) return model::ReadProfile(path, model);
+  model::FoundProfile found = model::FindProfile(model);
+  if (!found.beside.ok() && !absl::IsNotFound(found.beside)) {
+    out << "\nIgnored: " << found.beside.message() << "\n";
+  }
+  return std::move(found.profile);
+}
+
+absl::Status WriteText(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  file << text << std::flush;
+  if (file.good()) return absl::OkStatus();
+  return absl::ErrnoToStatus(errno, absl::StrCat("writing ", path));
+}
+
+absl::Status Plot(const std::optional<model::Profile>& profile, const model::Model& model,
+                  const InspectOptions& options, std::ostream& out) {
+  if (profile.has_value()) PlotCoverage(CoverageCurves(*profile), options.plot_style, out);
+  if (options.plot_path.empty()) return absl::OkStatus();
+  if (!profile.has_value()) {
+    return absl::FailedPreconditionError(absl::StrCat("nothing to plot: '", model.DisplayName(),
+                                                      "' has no firing counts; 'isotherm profile' collects "
+                                                      "them"));
+  }
+  return WriteText(options.plot_path, CoverageSvg(CoverageCurves(*profile), model.DisplayName()));
+}
+
 }  // namespace
 
 absl::Status Inspect(const InspectOptions& options, std::ostream& out) {
@@ -119,9 +152,12 @@ absl::Status Inspect(const InspectOptions& options, std::ostream& out) {
   }
   PrintHyperparameters(**model, out);
   PrintBytesByPurpose(**model, out);
-  PrintFirings(**model, out);
+  ISOTHERM_ASSIGN_OR_RETURN(const std::optional<model::Profile> profile,
+                            FindFirings(options.profile_path, **model, out));
+  PrintFirings(**model, profile, out);
+  ISOTHERM_RETURN_IF_ERROR(Plot(profile, **model, options, out));
   if (!options.vram_budget_bytes) return absl::OkStatus();
-  return PrintPlacement(**model, *options.vram_budget_bytes, options.kv_tokens, out);
+  return PrintPlacement(**model, profile, *options.vram_budget_bytes, options.kv_tokens, out);
 }
 
 }  // namespace isotherm::cli

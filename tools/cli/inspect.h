@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "tools/cli/coverage.h"
 
 namespace isotherm::cli {
 
@@ -16,6 +17,11 @@ struct InspectOptions {
   std::optional<int64_t> vram_budget_bytes;
   // Tokens that the planned KV cache holds, all sequences together; 0: one sequence of the trained context.
   int64_t kv_tokens = 0;
+  // Firing counts; empty: those beside the model or in it.
+  std::string profile_path;
+  // File that gets the coverage curves as SVG; empty: none.
+  std::string plot_path;
+  PlotStyle plot_style = PlotStyle::kAscii;
 };
 
 // Writes for people what a GGUF file holds: metadata, tensors by layer (equal layers once), and, where

@@ -13,6 +13,10 @@ ABSL_FLAG(double, vram_budget, 0, "Also show what a GPU worker with this many Gi
 ABSL_FLAG(int64_t, kv_tokens, 0,
           "Tokens of the planned KV cache, all sequences together. 0: one sequence of the trained context.");
 
+ABSL_FLAG(std::string, profile, "",
+          "Firing counts, as 'isotherm profile' writes them. Empty: those beside the model or in it.");
+ABSL_FLAG(std::string, plot, "", "Also write the coverage curves to this file, as SVG.");
+
 namespace isotherm::cli {
 namespace {
 
@@ -33,6 +37,9 @@ absl::Status Run(const std::vector<std::string>& arguments) {
   InspectOptions options;
   options.path = arguments[0];
   options.kv_tokens = kv_tokens;
+  options.profile_path = absl::GetFlag(FLAGS_profile);
+  options.plot_path = absl::GetFlag(FLAGS_plot);
+  options.plot_style = StandardOutputStyle();
   if (budget > 0) options.vram_budget_bytes = static_cast<int64_t>(budget * kGiB);
   const absl::Status status = Inspect(options, std::cout);
   std::cout << std::flush;
@@ -46,14 +53,15 @@ Command InspectCommand() {
   program.name = "isotherm inspect";
   program.summary =
       "Shows what a model file holds and what would run where.\n"
-      "Metadata, tensors, hyperparameters, bytes by purpose, how unevenly the neurons fire and, with "
-      "--vram-budget,\n"
-      "which of them would be hot.";
+      "Metadata, tensors, hyperparameters, bytes by purpose, how unevenly the neurons fire as a table "
+      "and a\n"
+      "plot and, with --vram-budget, which of them would be hot.";
   program.arguments = "FILE";
   program.examples =
       "isotherm inspect models/tales/tales-q8_0.gguf\n"
-      "isotherm inspect model.gguf --vram-budget=8    # what would run where";
-  program.groups = {{"Plan", {"vram_budget", "kv_tokens"}}};
+      "isotherm inspect model.gguf --vram-budget=8    # what would run where\n"
+      "isotherm inspect model.gguf --plot=coverage.svg";
+  program.groups = {{"Firings", {"profile", "plot"}}, {"Plan", {"vram_budget", "kv_tokens"}}};
   return {program, Run};
 }
 

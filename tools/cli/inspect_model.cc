@@ -1,8 +1,5 @@
 #include "tools/cli/inspect_model.h"
 
-#include <algorithm>
-#include <cstring>
-#include <functional>
 #include <initializer_list>
 #include <iterator>
 #include <numeric>
@@ -11,9 +8,11 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/types/span.h"
 #include "common/base/status_macros.h"
 #include "common/neuron/bundle.h"
 #include "common/neuron/placement.h"
+#include "tools/cli/coverage.h"
 
 namespace isotherm::cli {
 namespace {
@@ -69,25 +68,6 @@ PurposeBytes SumByPurpose(const model::Model& model) {
   return bytes;
 }
 
-std::vector<double> ReadCounts(const model::Model& model, const model::Layer& layer) {
-  std::vector<float> counts(layer.activation_counts.columns);
-  std::memcpy(counts.data(), model.file().Data(*layer.activation_counts.info).data(),
-              counts.size() * sizeof(float));
-  return std::vector<double>(counts.begin(), counts.end());
-}
-
-bool HasCounts(const model::Model& model) {
-  return std::all_of(model.layers().begin(), model.layers().end(),
-                     [](const model::Layer& layer) { return layer.activation_counts.present(); });
-}
-
-// Share of the firings that the `percent` % most used neurons make; 0 if none fired.
-double TopShare(const std::vector<double>& descending, int64_t percent) {
-  const double total = std::accumulate(descending.begin(), descending.end(), 0.0);
-  const auto top = static_cast<int64_t>(descending.size()) * percent / 100;
-  return total > 0 ? std::accumulate(descending.begin(), descending.begin() + top, 0.0) / total : 0;
-}
-
 std::string DescribeActivation(const model::Hyperparameters& h) {
   const std::string name = model::ActivationName(h.activation);
   if (!h.sparse()) return absl::StrCat(name, ", dense: every neuron is computed");
@@ -120,7 +100,9 @@ int64_t KvBytes(const model::Hyperparameters& h, int64_t tokens) {
   return 2 * h.layers * tokens * h.kv_heads * h.head_dim * kHalfBytes;
 }
 
-absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model, int64_t hot_budget_bytes) {
+absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model,
+                                                const std::optional<model::Profile>& profile,
+                                                int64_t hot_budget_bytes) {
   neuron::PlanInput input;
   input.layers = model.hyperparameters().layers;
   input.ffn = model.hyperparameters().ffn;
@@ -129,23 +111,23 @@ absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model, int64
     ISOTHERM_ASSIGN_OR_RETURN(const neuron::BundleLayout layout, neuron::MakeBundleLayout(model, layer));
     input.neuron_bytes.push_back(layout.bundle_bytes);
   }
-  if (HasCounts(model)) {
-    input.profile_tokens = model.profile_tokens();
-    for (const model::Layer& layer : model.layers()) input.counts.push_back(ReadCounts(model, layer));
+  if (profile.has_value()) {
+    input.profile_tokens = profile->tokens;
+    input.counts = profile->counts;
   }
   input.cold_time.seconds_per_neuron = static_cast<double>(input.neuron_bytes.front()) / kAssumedBandwidth;
   input.exchange_seconds = kAssumedExchangeSeconds;
   return input;
 }
 
-void PrintPlan(const model::Model& model, const neuron::Plan& plan, std::ostream& out) {
+void PrintPlan(const model::Model& model, const neuron::Plan& plan, bool profiled, std::ostream& out) {
   const int64_t ffn = model.hyperparameters().ffn;
   const int64_t hot = plan.placement.HotCount();
   const int64_t all = ffn * model.hyperparameters().layers;
   out << absl::StreamFormat("  %-22s %12s   %d of %d (%.1f %%)\n", "hot neurons", FormatBytes(plan.hot_bytes),
                             hot, all, 100.0 * hot / all);
   out << absl::StreamFormat("\n  %5s %10s %10s   %s\n", "layer", "hot (GPU)", "cold (CPU)",
-                            HasCounts(model) ? "firings that are hot" : "hot share (no profile)");
+                            profiled ? "firings that are hot" : "hot share (no profile)");
   for (int64_t layer = 0; layer < plan.placement.layers(); ++layer) {
     const int64_t hot_here = plan.placement.HotCount(layer);
     out << absl::StreamFormat("  %5d %10d %10d   %.1f %%\n", layer, hot_here, ffn - hot_here,
@@ -199,30 +181,32 @@ void PrintBytesByPurpose(const model::Model& model, std::ostream& out) {
   line("firing counts", bytes.counts);
 }
 
-void PrintFirings(const model::Model& model, std::ostream& out) {
+void PrintFirings(const model::Model& model, const std::optional<model::Profile>& profile,
+                  std::ostream& out) {
   const model::Hyperparameters& h = model.hyperparameters();
   if (!h.sparse()) return;
-  if (!HasCounts(model)) {
-    out << "\nThe file has no firing counts; without them the first neurons of each layer become hot.\n";
+  if (!profile.has_value()) {
+    out << "\nThe file has no firing counts; without them the first neurons of each layer become hot. "
+           "'isotherm profile'\ncollects them.\n";
     return;
   }
-  out << absl::StreamFormat("\nFirings in %d tokens, and the share that the most used neurons make\n",
-                            model.profile_tokens());
+  out << absl::StreamFormat(
+      "\nFirings in %d tokens, from %s, and the share that the most used neurons make\n", profile->tokens,
+      absl::Utf8SafeCHexEscape(profile->source));
   out << absl::StreamFormat("  %5s %8s %9s %9s %9s %9s\n", "layer", "active", "top 10 %", "top 20 %",
                             "top 30 %", "top 50 %");
   for (int64_t layer = 0; layer < h.layers; ++layer) {
-    std::vector<double> counts = ReadCounts(model, model.layers()[layer]);
-    std::sort(counts.begin(), counts.end(), std::greater<>());
+    const std::vector<double>& counts = profile->counts[layer];
     const double firings = std::accumulate(counts.begin(), counts.end(), 0.0);
+    const std::vector<double> covered = CoverageCurve(absl::MakeConstSpan(&counts, 1));
     out << absl::StreamFormat("  %5d %6.1f %% %7.1f %% %7.1f %% %7.1f %% %7.1f %%\n", layer,
-                              100 * firings / (static_cast<double>(model.profile_tokens()) * h.ffn),
-                              100 * TopShare(counts, 10), 100 * TopShare(counts, 20),
-                              100 * TopShare(counts, 30), 100 * TopShare(counts, 50));
+                              100 * firings / (static_cast<double>(profile->tokens) * h.ffn),
+                              100 * covered[10], 100 * covered[20], 100 * covered[30], 100 * covered[50]);
   }
 }
 
-absl::Status PrintPlacement(const model::Model& model, int64_t budget_bytes, int64_t kv_tokens,
-                            std::ostream& out) {
+absl::Status PrintPlacement(const model::Model& model, const std::optional<model::Profile>& profile,
+                            int64_t budget_bytes, int64_t kv_tokens, std::ostream& out) {
   const model::Hyperparameters& h = model.hyperparameters();
   const PurposeBytes bytes = SumByPurpose(model);
   const int64_t tokens = kv_tokens > 0 ? kv_tokens : h.trained_context;
@@ -238,7 +222,8 @@ absl::Status PrintPlacement(const model::Model& model, int64_t budget_bytes, int
         FormatBytes(budget_bytes), model.DisplayName(), FormatBytes(attention), FormatBytes(head), tokens,
         FormatBytes(kv), FormatBytes(bytes.predictor), FormatBytes(dense)));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(const neuron::PlanInput input, MakePlanInput(model, budget_bytes - dense));
+  ISOTHERM_ASSIGN_OR_RETURN(const neuron::PlanInput input,
+                            MakePlanInput(model, profile, budget_bytes - dense));
   ISOTHERM_ASSIGN_OR_RETURN(const neuron::Plan plan, neuron::PlanPlacement(input));
 
   out << absl::StreamFormat("\nWith %s of GPU memory, before the worker's workspace\n",
@@ -250,7 +235,7 @@ absl::Status PrintPlacement(const model::Model& model, int64_t budget_bytes, int
   line("embedding and head", head);
   line(absl::StrCat("KV cache, ", tokens, " tokens"), kv);
   line("predictor", bytes.predictor);
-  PrintPlan(model, plan, out);
+  PrintPlan(model, plan, profile.has_value(), out);
   return absl::OkStatus();
 }
 

@@ -12,8 +12,8 @@ namespace isotherm::cli {
 namespace {
 
 std::vector<Command> Commands() {
-  std::vector<Command> commands = {GenerateCommand(), TokenizeCommand(), ScoreCommand(), InspectCommand(),
-                                   DoctorCommand()};
+  std::vector<Command> commands = {GenerateCommand(), TokenizeCommand(), ScoreCommand(), PerplexityCommand(),
+                                   ProfileCommand(),  InspectCommand(),  DoctorCommand()};
   for (Command& command : commands) command.program.only_grouped_flags = true;
   return commands;
 }

@@ -15,21 +15,32 @@ ABSL_FLAG(absl::Duration, wait, absl::Seconds(5),
           "How long to wait for the gateway to answer and its model to be ready.");
 
 namespace isotherm::cli {
+namespace {
+
+constexpr absl::Duration kCheckInterval = absl::Milliseconds(50);
+
+}  // namespace
 
 base::FlagGroup ServerFlags() { return {"Server", {"address", "wait"}}; }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToServer() {
-  const std::string address = absl::GetFlag(FLAGS_address);
-  const absl::Duration wait = absl::GetFlag(FLAGS_wait);
+  return ConnectTo(absl::GetFlag(FLAGS_address), absl::GetFlag(FLAGS_wait));
+}
+
+absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectTo(const std::string& address, absl::Duration wait,
+                                                         const std::function<absl::Status()>& check) {
   const absl::Time deadline = absl::Now() + wait;
   std::shared_ptr<grpc::Channel> channel = rpc::MakeChannel(address);
-  if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {
+  while (!channel->WaitForConnected(absl::ToChronoTime(std::min(deadline, absl::Now() + kCheckInterval)))) {
+    ISOTHERM_RETURN_IF_ERROR(check());
+    if (absl::Now() < deadline) continue;
     return absl::UnavailableError(absl::StrCat("no gateway answers at ", address, " within ",
                                                absl::FormatDuration(wait),
                                                ". Start one (make run shows how) or name it with --address"));
   }
   auto models = v1::ModelService::NewStub(channel);
   while (true) {
+    ISOTHERM_RETURN_IF_ERROR(check());
     v1::GetModelResponse response;
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(std::max(deadline, absl::Now() + absl::Seconds(1))));
@@ -40,7 +51,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToServer() {
                                                  absl::FormatDuration(wait), ": ",
                                                  response.model().state_cause(), ". --wait waits longer"));
     }
-    absl::SleepFor(absl::Milliseconds(50));
+    absl::SleepFor(kCheckInterval);
   }
 }
 
