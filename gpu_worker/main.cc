@@ -36,6 +36,10 @@ ABSL_FLAG(
 ABSL_FLAG(double, predictor_threshold_shift, 0,
           "Added to the score below which a neuron is skipped (sketch, lowrank); negative computes more.");
 ABSL_FLAG(
+    std::string, placement, "",
+    "Index file of PowerInfer (MODEL.generated.gpuidx) whose hot neurons are taken. Empty: the plan is made "
+    "here.");
+ABSL_FLAG(
     std::string, profile, "",
     "Firing counts to place neurons by, as 'isotherm profile' writes them. Empty: MODEL.profile.gguf, or "
     "those in the model file.");
@@ -128,6 +132,7 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
     return base::UsageError("--vram-budget: a number of GiB is expected");
   if (budget > 0) options.runner.budget_bytes = static_cast<int64_t>(budget * 1024 * 1024 * 1024);
   ISOTHERM_RETURN_IF_ERROR(ReadPredictorFlag(options));
+  options.placement_path = absl::GetFlag(FLAGS_placement);
   options.profile.path = absl::GetFlag(FLAGS_profile);
   options.profile.directory = absl::GetFlag(FLAGS_profile_dir);
   options.profile.save = absl::GetFlag(FLAGS_save_profile);
@@ -199,7 +204,7 @@ int main(int argc, char** argv) {
           "    # hot neurons in 4 GiB, the rest on the CPU worker",
       .groups = {
           {"Model", {"model", "ctx", "kv_tokens", "kv_type", "predictor", "predictor_threshold_shift"}},
-          {"Firing counts", {"profile", "profile_dir", "save_profile"}},
+          {"Placement", {"profile", "profile_dir", "save_profile", "placement"}},
           {"Device", {"device", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows", "spin_us"}},
           {"CPU worker", {"cpu_worker", "exchange_transport", "exchange_timeout", "shm_directory"}},
           {"Serving", {"listen", "metrics_listen"}}}};

@@ -141,6 +141,12 @@ class Parser {
 
   // Sets `bytes`, 0 for types whose blocks are not known.
   absl::Status MeasureTensor(TensorInfo& tensor) {
+    // PowerInfer's index files list the hot neurons of a layer, and there may be none.
+    if (contents_.is_powerinfer && tensor.type == TensorType::kI32 && tensor.rank == 1 &&
+        tensor.dims[0] == 0) {
+      tensor.bytes = 0;
+      return absl::OkStatus();
+    }
     const auto bytes = TensorBytes(tensor.type, absl::MakeConstSpan(tensor.dims).first(tensor.rank));
     if (!bytes.ok()) return Invalid(bytes.status().message());
     tensor.bytes = *bytes;

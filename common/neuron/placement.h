@@ -62,6 +62,10 @@ struct Plan {
 // sense.
 absl::StatusOr<Plan> PlanPlacement(const PlanInput& input);
 
+// What a placement made elsewhere amounts to, whatever the budget. InvalidArgument as above and for one of
+// another shape.
+absl::StatusOr<Plan> AssessPlacement(const PlanInput& input, const Placement& placement);
+
 }  // namespace isotherm::neuron
 
 #endif  // ISOTHERM_COMMON_NEURON_PLACEMENT_H_

@@ -58,6 +58,12 @@ class LayerPlan {
   void MoveAll() {
     while (cold_count() > 0) MoveNext();
   }
+  // From cold to hot, whatever their use.
+  void MoveThese(const std::vector<uint64_t>& mask) {
+    const auto hot = [&](int32_t neuron) { return TestBit(mask.data(), neuron); };
+    std::stable_partition(order_.begin(), order_.end(), hot);
+    while (cold_count() > 0 && hot(order_[hot_count_])) MoveNext();
+  }
 
  private:
   double Seconds(int64_t hot_count, double hot_work, double cold_work) const {
@@ -152,9 +158,8 @@ Move BestMove(const LayerPlan& plan, int64_t layer, int64_t budget) {
   return best;
 }
 
-// Spends at most `budget` bytes; returns the bytes spent.
-int64_t Spend(int64_t budget, std::vector<LayerPlan>& plans) {
-  const int64_t start = budget;
+// Spends at most `budget` bytes.
+void Spend(int64_t budget, std::vector<LayerPlan>& plans) {
   std::priority_queue<Move> queue;
   const auto push = [&](int64_t layer) {
     const Move move = BestMove(plans[layer], layer, budget);
@@ -173,7 +178,6 @@ int64_t Spend(int64_t budget, std::vector<LayerPlan>& plans) {
     }
     push(move.layer);
   }
-  return start - budget;
 }
 
 double Coverage(const PlanInput& input, const LayerPlan& plan, int64_t layer) {
@@ -187,19 +191,20 @@ double Coverage(const PlanInput& input, const LayerPlan& plan, int64_t layer) {
   return static_cast<double>(plan.hot_count()) / input.ffn;
 }
 
-}  // namespace
-
-absl::StatusOr<Plan> PlanPlacement(const PlanInput& input) {
-  ISOTHERM_RETURN_IF_ERROR(CheckInput(input));
+// Every neuron cold.
+std::vector<LayerPlan> StartPlans(const PlanInput& input) {
   std::vector<LayerPlan> plans;
   plans.reserve(input.layers);
   for (int64_t layer = 0; layer < input.layers; ++layer) plans.emplace_back(input, layer);
+  return plans;
+}
 
+Plan Finish(const PlanInput& input, const std::vector<LayerPlan>& plans) {
   Plan plan;
-  plan.hot_bytes = Spend(input.hot_budget_bytes, plans);
   plan.placement = AllCold(input.layers, input.ffn);
   for (int64_t layer = 0; layer < input.layers; ++layer) {
     const LayerPlan& chosen = plans[layer];
+    plan.hot_bytes += chosen.bytes() * chosen.hot_count();
     for (int64_t i = 0; i < chosen.hot_count(); ++i) {
       SetBit(plan.placement.hot[layer].data(), chosen.order()[i]);
     }
@@ -207,6 +212,27 @@ absl::StatusOr<Plan> PlanPlacement(const PlanInput& input) {
     plan.ffn_seconds += chosen.Seconds();
   }
   return plan;
+}
+
+}  // namespace
+
+absl::StatusOr<Plan> PlanPlacement(const PlanInput& input) {
+  ISOTHERM_RETURN_IF_ERROR(CheckInput(input));
+  std::vector<LayerPlan> plans = StartPlans(input);
+  Spend(input.hot_budget_bytes, plans);
+  return Finish(input, plans);
+}
+
+absl::StatusOr<Plan> AssessPlacement(const PlanInput& input, const Placement& placement) {
+  ISOTHERM_RETURN_IF_ERROR(CheckInput(input));
+  if (placement.layers() != input.layers || placement.ffn != input.ffn) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("placement: it is of %d layers of %d neurons, the model has %d of %d",
+                        placement.layers(), placement.ffn, input.layers, input.ffn));
+  }
+  std::vector<LayerPlan> plans = StartPlans(input);
+  for (int64_t layer = 0; layer < input.layers; ++layer) plans[layer].MoveThese(placement.hot[layer]);
+  return Finish(input, plans);
 }
 
 }  // namespace isotherm::neuron

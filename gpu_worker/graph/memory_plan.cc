@@ -65,6 +65,21 @@ absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model,
   return input;
 }
 
+// Rounded up, in GiB: the budget that a message names must do.
+double LeastBudget(int64_t bytes) { return std::ceil(bytes / kMiB / 1024 * 1000) / 1000; }
+
+absl::StatusOr<neuron::Plan> PlaceNeurons(const neuron::PlanInput& input,
+                                          const std::optional<neuron::Placement>& placement,
+                                          int64_t dense_bytes) {
+  if (!placement.has_value()) return neuron::PlanPlacement(input);
+  ISOTHERM_ASSIGN_OR_RETURN(neuron::Plan plan, neuron::AssessPlacement(input, *placement));
+  if (plan.hot_bytes <= input.hot_budget_bytes) return plan;
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "the hot neurons of --placement take %.1f MiB, and --vram-budget leaves %.1f MiB for them. Raise the "
+      "budget to %.3f GiB, or leave out --placement",
+      plan.hot_bytes / kMiB, input.hot_budget_bytes / kMiB, LeastBudget(dense_bytes + plan.hot_bytes)));
+}
+
 }  // namespace
 
 int64_t MemoryPlan::total() const { return std::accumulate(bytes.begin(), bytes.end(), int64_t{0}); }
@@ -87,7 +102,7 @@ int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& opt
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const std::optional<model::Profile>& profile, double read_bandwidth) {
+                                      const PlacementSource& source, double read_bandwidth) {
   const model::Hyperparameters& h = model.hyperparameters();
   MemoryPlan plan;
   At(plan, MemoryPurpose::kAttention) = AttentionBytes(model);
@@ -97,28 +112,27 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOpt
   ISOTHERM_ASSIGN_OR_RETURN(At(plan, MemoryPurpose::kPredictor), PredictorBytes(model, predictor));
   At(plan, MemoryPurpose::kWorkspace) = WorkspaceBytes(h, options);
 
-  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, profile, read_bandwidth));
+  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, source.profile, read_bandwidth));
   const int64_t dense = plan.total();
   if (options.budget_bytes.has_value()) {
     if (dense > *options.budget_bytes) {
-      // Rounded up: the budget that the message names must do.
-      const double least_gib = std::ceil(dense / kMiB / 1024 * 1000) / 1000;
-      return absl::ResourceExhaustedError(absl::StrFormat(
-          "--vram-budget of %.3f GiB is too small for '%s': attention %.1f MiB, embedding "
-          "and head %.1f MiB, KV cache of %d "
-          "tokens %.1f MiB, predictor '%s' %.1f MiB and workspace %.1f MiB need %.3f GiB "
-          "before the first hot neuron. Raise "
-          "the budget, or lower --kv-tokens, --ctx or --max-prefill-rows",
-          *options.budget_bytes / kMiB / 1024, model.DisplayName(),
-          At(plan, MemoryPurpose::kAttention) / kMiB, At(plan, MemoryPurpose::kHead) / kMiB,
-          options.kv_tokens, At(plan, MemoryPurpose::kKvCache) / kMiB, PredictorKindName(options.predictor),
-          At(plan, MemoryPurpose::kPredictor) / kMiB, At(plan, MemoryPurpose::kWorkspace) / kMiB, least_gib));
+      return absl::ResourceExhaustedError(
+          absl::StrFormat("--vram-budget of %.3f GiB is too small for '%s': attention %.1f MiB, embedding "
+                          "and head %.1f MiB, KV cache of %d "
+                          "tokens %.1f MiB, predictor '%s' %.1f MiB and workspace %.1f MiB need %.3f GiB "
+                          "before the first hot neuron. Raise "
+                          "the budget, or lower --kv-tokens, --ctx or --max-prefill-rows",
+                          *options.budget_bytes / kMiB / 1024, model.DisplayName(),
+                          At(plan, MemoryPurpose::kAttention) / kMiB, At(plan, MemoryPurpose::kHead) / kMiB,
+                          options.kv_tokens, At(plan, MemoryPurpose::kKvCache) / kMiB,
+                          PredictorKindName(options.predictor), At(plan, MemoryPurpose::kPredictor) / kMiB,
+                          At(plan, MemoryPurpose::kWorkspace) / kMiB, LeastBudget(dense)));
     }
     input.hot_budget_bytes = *options.budget_bytes - dense;
   } else {
     for (int64_t l = 0; l < h.layers; ++l) input.hot_budget_bytes += h.ffn * input.neuron_bytes[l];
   }
-  ISOTHERM_ASSIGN_OR_RETURN(plan.neurons, neuron::PlanPlacement(input));
+  ISOTHERM_ASSIGN_OR_RETURN(plan.neurons, PlaceNeurons(input, source.placement, dense));
   At(plan, MemoryPurpose::kHotNeurons) = plan.neurons.hot_bytes;
   return plan;
 }

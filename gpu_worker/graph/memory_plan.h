@@ -50,10 +50,16 @@ struct MemoryPlan {
 int64_t KvBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
 int64_t WorkspaceBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
 
-// `profile`: which neurons fire how often; absent: nobody knows. `read_bandwidth`: bytes a second of the
-// device. ResourceExhausted, naming the least budget that would do, when not even the dense parts fit.
+// What says which neurons shall be hot.
+struct PlacementSource {
+  std::optional<model::Profile> profile;       // absent: nobody knows how often each fires
+  std::optional<neuron::Placement> placement;  // to be taken as it is
+};
+
+// `read_bandwidth`: bytes a second of the device. ResourceExhausted, naming the least budget that would do,
+// when not even the dense parts or the hot neurons of source.placement fit.
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const std::optional<model::Profile>& profile, double read_bandwidth);
+                                      const PlacementSource& source, double read_bandwidth);
 
 }  // namespace isotherm::gpu_worker
 

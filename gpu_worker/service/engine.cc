@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/row_kernels.h"
+#include "common/neuron/gpu_index.h"
 #include "common/observe/log.h"
 #include "common/rpc/server.h"
 #include "gpu_worker/predict/remote_predictor.h"
@@ -117,8 +118,13 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
   ISOTHERM_ASSIGN_OR_RETURN(profile_, ChooseProfile(options.profile, *model_));
   LogProfile(profile_, *model_);
-  ISOTHERM_ASSIGN_OR_RETURN(
-      plan_, PlanMemory(*model_, runner_options_, profile_.profile, device_->MeasureReadBandwidth()));
+  PlacementSource source{profile_.profile, std::nullopt};
+  if (!options.placement_path.empty()) {
+    ISOTHERM_ASSIGN_OR_RETURN(source.placement,
+                              neuron::ReadGpuIndex(options.placement_path, h.layers, h.ffn));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(plan_,
+                            PlanMemory(*model_, runner_options_, source, device_->MeasureReadBandwidth()));
   spdlog::info("{}", plan_.ToString(*model_));
   const int64_t scratch = device_->WorkspaceBytes(MakeFfnParameters(h), runner_options_.max_rows());
   ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *device_, scratch, *model_));

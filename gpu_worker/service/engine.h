@@ -32,6 +32,8 @@ struct EngineOptions {
   // Address of a PredictorService; empty for the in-process predictor.
   std::string predictor_address;
   ProfileOptions profile;
+  // Index file of PowerInfer that says which neurons are hot; empty: planned here.
+  std::string placement_path;
   // CPU worker; the digest and geometry are filled in from the model.
   ColdWorkerOptions cold;
   // Asked between layers while loading; true gives up with Cancelled.

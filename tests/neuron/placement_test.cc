@@ -254,5 +254,26 @@ TEST(PlacementTest, DigestSeesEveryBitAndField) {
 // Both workers compute it, perhaps from different builds: the value may not drift.
 TEST(PlacementTest, DigestIsStable) { EXPECT_EQ(AllHot(1, 64).Digest(), "4c1c6c6656b565ec"); }
 
+TEST(AssessPlacementTest, TakesWhatItIsGiven) {
+  PlanInput input = SmallInput();
+  input.profile_tokens = 100;
+  input.counts = {{10, 0, 0, 30, 0, 0, 0, 60}, {1, 1, 1, 1, 1, 1, 1, 1}};
+  Placement placement = AllCold(2, 8);
+  for (int64_t neuron : {3, 4, 7}) SetBit(placement.hot[0].data(), neuron);
+  SetAll(placement.hot[1].data(), 8);
+  const absl::StatusOr<Plan> plan = AssessPlacement(input, placement);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->placement.hot, placement.hot);
+  EXPECT_EQ(plan->hot_bytes, 1100) << "whatever the budget";
+  EXPECT_DOUBLE_EQ(plan->coverage[0], 0.9);
+  EXPECT_DOUBLE_EQ(plan->coverage[1], 1);
+  EXPECT_GT(plan->ffn_seconds, 0);
+}
+
+TEST(AssessPlacementTest, RefusesAnotherShape) {
+  EXPECT_EQ(AssessPlacement(SmallInput(), AllHot(3, 8)).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(AssessPlacement(SmallInput(), AllHot(2, 9)).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace isotherm::neuron
