@@ -11,32 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType, RopeScalingType, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, RopeScalingType, TokenType
 from gguf.quants import dequantize as _dequantize
-from gguf.quants import quant_shape_to_byte_shape
 from gguf.quants import quantize as _quantize
 
-TYPES: dict[str, GGMLQuantizationType] = {
-    "f32": GGMLQuantizationType.F32,
-    "f16": GGMLQuantizationType.F16,
-    "bf16": GGMLQuantizationType.BF16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
-}
-
-_FILE_TYPES: dict[str, LlamaFileType] = {
-    "f32": LlamaFileType.ALL_F32,
-    "f16": LlamaFileType.MOSTLY_F16,
-    "bf16": LlamaFileType.MOSTLY_BF16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "q4_0": LlamaFileType.MOSTLY_Q4_0,
-}
+from isotherm_tools.gguf_output import TYPES, GgufOutput
 
 # Read by Isotherm; a file without the first key has its architecture's own activation.
 KEY_ACTIVATION = "isotherm.ffn.activation"
 KEY_PROFILE_TOKENS = "isotherm.profile.tokens"
 KEY_PREDICTOR_FORM = "isotherm.predictor.form"
 KEY_PREDICTOR_INPUT = "isotherm.predictor.input"
+KEY_PREDICTOR_THRESHOLD = "isotherm.predictor.threshold"
 KEY_POWERINFER_THRESHOLD = "powerinfer.sparse_threshold"
 
 
@@ -126,24 +112,16 @@ def decode(data: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     return _dequantize(data, kind).astype(np.float32, copy=False)
 
 
-class LlamaWriter:
-    """Writes one GGUF file: declare every tensor, call begin(), then write their data in the declared order.
-
-    Memory stays at one tensor. Use as a context manager; not thread-safe.
-    """
+class LlamaWriter(GgufOutput):
+    """A GgufOutput of architecture llama with a SentencePiece vocabulary."""
 
     def __init__(self, path: Path, shape: LlamaShape, vocabulary: Vocabulary, type_name: str, name: str,
-                 activation: str | None = None) -> None:
+                 activation: str | None = None, powerinfer: bool = False) -> None:
         """`type_name` is the main weight type. `activation` is the FFN's, None where it is SiLU."""
-        self._path = path
-        self._order: list[tuple[str, tuple[int, ...], GGMLQuantizationType]] = []
-        self._next = 0
         if len(vocabulary.tokens) != shape.vocab:
             raise ValueError(f"{len(vocabulary.tokens)} tokens for a vocabulary of {shape.vocab}")
-        writer = GGUFWriter(path, "llama")
-        writer.add_name(name)
-        writer.add_file_type(_FILE_TYPES[type_name])
-        writer.add_quantization_version(2)
+        super().__init__(path, "llama", type_name, name, powerinfer)
+        writer = self.metadata
         writer.add_vocab_size(shape.vocab)
         writer.add_context_length(shape.context)
         writer.add_embedding_length(shape.hidden)
@@ -169,47 +147,9 @@ class LlamaWriter:
         writer.add_add_eos_token(False)
         if activation is not None:
             writer.add_string(KEY_ACTIVATION, activation)
-        self.metadata = writer
-        """For further keys, before begin()."""
-
-    def __enter__(self) -> LlamaWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.metadata.close()
-
-    def declare(self, name: str, shape: tuple[int, ...], type_name: str) -> None:
-        """Announces a tensor of `shape` (torch order)."""
-        kind = TYPES[type_name]
-        byte_shape = quant_shape_to_byte_shape(shape, kind)
-        dtype = {"f32": np.float32, "f16": np.float16}.get(type_name)
-        if dtype is not None:
-            self.metadata.add_tensor_info(name, shape, np.dtype(dtype), int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        else:
-            self.metadata.add_tensor_info(name, byte_shape, np.dtype(np.uint8), int(np.prod(byte_shape)), raw_dtype=kind)
-        self._order.append((name, shape, kind))
-
-    def begin(self) -> None:
-        """Writes header, metadata and tensor table."""
-        self.metadata.write_header_to_file()
-        self.metadata.write_kv_data_to_file()
-        self.metadata.write_ti_data_to_file()
-
-    def write(self, name: str, encoded: np.ndarray) -> None:
-        """Appends one tensor's encoded data; tensors come in the order they were declared."""
-        expected, _, _ = self._order[self._next]
-        if name != expected:
-            raise ValueError(f"tensor {name} written where {expected} was declared")
-        self._next += 1
-        self.metadata.write_tensor_data(np.ascontiguousarray(encoded))
-
-    def finish(self) -> None:
-        """Checks that every declared tensor was written."""
-        if self._next != len(self._order):
-            raise ValueError(f"tensor {self._order[self._next][0]} was declared and never written")
 
 
-def write_tensors(writer: LlamaWriter, tensors: Sequence[tuple[str, np.ndarray, str]]) -> None:
+def write_tensors(writer: GgufOutput, tensors: Sequence[tuple[str, np.ndarray, str]]) -> None:
     """Declares, encodes and writes a whole model held in memory: (name, F32 array, type name)."""
     for name, array, type_name in tensors:
         writer.declare(name, array.shape, type_name)

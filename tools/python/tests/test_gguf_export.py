@@ -102,16 +102,3 @@ def test_quantised_rows_of_down_belong_to_one_neuron(tmp_path: Path) -> None:
     assert (error <= blocks * (0.5 / 127 + 2**-11) + 127 * 2**-25).all()
     kinds = {t.name: t.tensor_type.name for t in GGUFReader(path).tensors}
     assert kinds["blk.0.ffn_norm.weight"] == "F32" and kinds["token_embd.weight"] == "Q8_0"
-
-
-def test_writer_refuses_a_wrong_order(tmp_path: Path) -> None:
-    shape = gl.LlamaShape(layers=1, hidden=64, ffn=96, heads=4, kv_heads=4, vocab=320, context=64)
-    with gl.LlamaWriter(tmp_path / "x.gguf", shape, gl.tiny_vocabulary(320), "f32", "order") as writer:
-        writer.declare("a", (32,), "f32")
-        writer.declare("b", (32,), "f32")
-        writer.begin()
-        with pytest.raises(ValueError, match="where a was declared"):
-            writer.write("b", np.zeros(32, np.float32))
-        writer.write("a", np.zeros(32, np.float32))
-        with pytest.raises(ValueError, match="never written"):
-            writer.finish()
