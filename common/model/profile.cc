@@ -1,6 +1,5 @@
 #include "common/model/profile.h"
 
-#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <limits>
@@ -13,6 +12,7 @@
 #include "common/gguf/header.h"
 #include "common/gguf/writer.h"
 #include "common/model/metadata_reader.h"
+#include "common/model/sparse_ffn.h"
 #include "common/model/tensor_finder.h"
 
 namespace isotherm::model {
@@ -92,13 +92,8 @@ absl::StatusOr<Profile> ReadProfile(const std::string& path, const Model& model)
   TensorFinder tensors(*file);
   const Hyperparameters& h = model.hyperparameters();
   for (int64_t layer = 0; layer < h.layers; ++layer) {
-    ISOTHERM_ASSIGN_OR_RETURN(const TensorRef tensor, tensors.F32Vector(CountsName(layer), h.ffn));
-    profile.counts.push_back(ReadCounts(*file, tensor));
-    for (const double count : profile.counts.back()) {
-      if (count >= 0 && std::isfinite(count)) continue;
-      return absl::InvalidArgumentError(tensors.Message(
-          tensor.info->name, absl::StrCat("has a count of ", count, "; expected a number from 0")));
-    }
+    ISOTHERM_ASSIGN_OR_RETURN(const TensorRef counts, FindCounts(CountsName(layer), *file, h.ffn, tensors));
+    profile.counts.push_back(ReadCounts(*file, counts));
   }
   return profile;
 }

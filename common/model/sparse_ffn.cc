@@ -79,21 +79,6 @@ absl::StatusOr<LowRankPredictor> LoadOwnPredictor(const MetadataReader& metadata
   return predictor;
 }
 
-// The planner compares and divides them.
-absl::Status CheckCounts(const gguf::File& file, const TensorFinder& tensors, const TensorRef& counts) {
-  const auto bytes = file.Data(*counts.info);
-  for (int64_t j = 0; j < counts.columns; ++j) {
-    float count;
-    std::memcpy(&count, bytes.data() + j * sizeof(count), sizeof(count));
-    if (!(count >= 0 && std::isfinite(count))) {
-      return absl::InvalidArgumentError(tensors.Message(
-          counts.info->name,
-          absl::StrCat("counts ", count, " firings of neuron ", j, "; expected a number from 0")));
-    }
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::Status LoadActivation(const MetadataReader& metadata, Hyperparameters& hyperparameters) {
@@ -126,6 +111,20 @@ absl::Status LoadDown(const Hyperparameters& hyperparameters, const std::string&
   return absl::OkStatus();
 }
 
+absl::StatusOr<TensorRef> FindCounts(const std::string& name, const gguf::File& file, int64_t ffn,
+                                     TensorFinder& tensors) {
+  ISOTHERM_ASSIGN_OR_RETURN(const TensorRef counts, tensors.F32Vector(name, ffn));
+  const auto bytes = file.Data(*counts.info);
+  for (int64_t j = 0; j < ffn; ++j) {
+    float count;
+    std::memcpy(&count, bytes.data() + j * sizeof(count), sizeof(count));
+    if (count >= 0 && std::isfinite(count)) continue;
+    return absl::InvalidArgumentError(tensors.Message(
+        name, absl::StrCat("counts ", count, " firings of neuron ", j, "; expected a number from 0")));
+  }
+  return counts;
+}
+
 absl::Status LoadPredictorAndCounts(const MetadataReader& metadata, const Hyperparameters& hyperparameters,
                                     const std::string& prefix, TensorFinder& tensors, Layer& layer) {
   if (tensors.Has(prefix + "pred_a.weight")) {
@@ -136,8 +135,8 @@ absl::Status LoadPredictorAndCounts(const MetadataReader& metadata, const Hyperp
   }
   const std::string counts = prefix + "ffn_act_counts";
   if (tensors.Has(counts)) {
-    ISOTHERM_ASSIGN_OR_RETURN(layer.activation_counts, tensors.F32Vector(counts, hyperparameters.ffn));
-    ISOTHERM_RETURN_IF_ERROR(CheckCounts(metadata.file(), tensors, layer.activation_counts));
+    ISOTHERM_ASSIGN_OR_RETURN(layer.activation_counts,
+                              FindCounts(counts, metadata.file(), hyperparameters.ffn, tensors));
     // Counts mean nothing without the number of tokens they are of.
     ISOTHERM_RETURN_IF_ERROR(metadata.Integer("isotherm.profile.tokens", 1, kMostTokens).status());
   }

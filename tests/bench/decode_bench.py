@@ -45,7 +45,7 @@ class Server:
             subprocess.Popen(
                 [options.bin / "gpu_worker", *common, f"--listen=unix:{folder}/gpu.sock", f"--predictor={predictor}",
                  f"--threads={options.threads}", f"--metrics-listen=127.0.0.1:{METRICS_PORT}", "--kv-tokens=2048",
-                 "--ctx=1024"], stderr=self.log.open("w")),
+                 "--ctx=1024", "--nosave-profile"], stderr=self.log.open("w")),
             subprocess.Popen(
                 [options.bin / "gateway", *common, f"--listen={self.address}", f"--worker=unix:{folder}/gpu.sock",
                  "--metrics-listen="], stderr=subprocess.DEVNULL)]

@@ -12,6 +12,7 @@ import numpy
 import client
 import cluster
 import process
+import stubs
 import suite
 import tales
 import uncounted
@@ -120,6 +121,28 @@ class OnlineTest(ProfileTest):
         after = counts(self.saved)
         self.assertTrue((after >= before).all())
         self.assertAlmostEqual(2, after.sum() / before.sum(), delta=0.02)
+
+    def test_a_lost_cpu_worker_takes_the_hot_half_of_its_tokens_along(self):
+        def cold_firings_a_token(disturb):
+            """Of the last neurons of each layer, which are cold: without a profile the first become hot."""
+            flags = [*cluster.COLD, "--predictor=gate", "--nosave-profile"]
+            with cluster.Cluster(gpu_worker=flags, model=self.model) as running:
+                told = []
+
+                def kill_once(stream):
+                    if disturb and not told and len(stream.tokens) >= 60:
+                        told.append(True)
+                        running.cpu_worker.kill()
+                        running.cpu_worker.start()
+
+                client.generate(running, client.greedy("Once upon a time", 120), kill_once)
+                answer = running.models.GetFiringCounts(stubs.model.GetFiringCountsRequest(), timeout=suite.PATIENCE)
+            return sum(sum(layer.neurons[-200:]) for layer in answer.layers) / answer.tokens, answer.tokens
+
+        undisturbed, tokens = cold_firings_a_token(False)
+        disturbed, fewer = cold_firings_a_token(True)
+        self.assertLess(fewer, tokens)
+        self.assertAlmostEqual(1, disturbed / undisturbed, delta=0.15)
 
     def test_others_profiles_are_kept(self):
         self.run_tool("profile", self.model, f"--text={self.text}", "--ctx=128")

@@ -48,9 +48,9 @@ absl::Status Run(const std::vector<std::string>& arguments) {
   }
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t context, ScoringContext());
   ISOTHERM_ASSIGN_OR_RETURN(const std::string text, ScoringText());
-  ISOTHERM_ASSIGN_OR_RETURN(
-      const ScoringSession session,
-      OpenScoringSession(ServerIsNamed() ? "" : arguments.front(), absl::GetFlag(FLAGS_predictor)));
+  ISOTHERM_ASSIGN_OR_RETURN(const ScoringSession session,
+                            OpenScoringSession({ServerIsNamed() ? "" : arguments.front(),
+                                                absl::GetFlag(FLAGS_predictor), context}));
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<uint32_t> tokens, session.scorer->Tokenize(text, std::nullopt));
   if (static_cast<int64_t>(tokens.size()) < 2 * context) {
     return absl::InvalidArgumentError(
@@ -70,10 +70,13 @@ Command PerplexityCommand() {
   base::Program program;
   program.name = "isotherm perplexity";
   program.summary =
-      "Perplexity of a text as llama.cpp measures it: same windows, same numbers.\n"
-      "The text is cut into windows of --ctx tokens, the first of each replaced by the beginning-of-sequence "
-      "token;\n"
-      "the second half of each counts. Starts a server for MODEL, or uses --server.";
+      "Measures the perplexity of a text, exactly or with a predictor.\n"
+      "As llama.cpp does, so that the numbers compare: the text is cut into windows of --ctx tokens, the "
+      "first "
+      "of\n"
+      "each replaced by the beginning-of-sequence token, and the second half of each counts. Starts a server "
+      "for\n"
+      "MODEL, or uses --server.";
   program.arguments = "[MODEL]";
   program.examples =
       "isotherm perplexity model.gguf --text=wiki.test.raw\n"

@@ -21,12 +21,11 @@ namespace isotherm::cli {
 namespace {
 
 // Runs the text for the sake of the neurons that fire.
-absl::Status RunText(TextScorer& scorer, const v1::Model& served) {
-  ISOTHERM_ASSIGN_OR_RETURN(const int64_t context, ScoringContext());
+absl::Status RunText(TextScorer& scorer, int64_t context) {
   ISOTHERM_ASSIGN_OR_RETURN(const std::string text, ScoringText());
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<uint32_t> tokens, scorer.Tokenize(text, /*add_bos=*/false));
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<uint32_t> bos, scorer.Tokenize("", std::nullopt));
-  const auto window = static_cast<size_t>(std::min<int64_t>(context, served.context_length()));
+  const auto window = static_cast<size_t>(context);
   if (window <= bos.size()) return base::UsageError("--ctx leaves no room for a token");
   const std::vector<std::vector<uint32_t>> windows = CutIntoWindows(tokens, bos, window);
   if (windows.empty()) return absl::InvalidArgumentError("the text of --text has no token to run");
@@ -60,12 +59,12 @@ absl::StatusOr<model::Profile> Difference(const v1::GetFiringCountsResponse& bef
 }
 
 // The firings of --text, or without it all that a live server has counted since it started.
-absl::StatusOr<model::Profile> Collect(TextScorer& scorer, const v1::Model& served) {
+absl::StatusOr<model::Profile> Collect(TextScorer& scorer, int64_t context) {
   v1::GetFiringCountsResponse before;
   const bool live = absl::GetFlag(FLAGS_text).empty();
   if (!live) {
     ISOTHERM_ASSIGN_OR_RETURN(before, scorer.FiringCounts());
-    ISOTHERM_RETURN_IF_ERROR(RunText(scorer, served));
+    ISOTHERM_RETURN_IF_ERROR(RunText(scorer, context));
   }
   ISOTHERM_ASSIGN_OR_RETURN(const v1::GetFiringCountsResponse after, scorer.FiringCounts());
   ISOTHERM_ASSIGN_OR_RETURN(model::Profile profile, Difference(before, after));
@@ -102,11 +101,15 @@ absl::Status Run(const std::vector<std::string>& arguments) {
         absl::StrCat("'", model->DisplayName(),
                      "' is dense: all of its neurons fire for every token, there is nothing to count"));
   }
+  ISOTHERM_ASSIGN_OR_RETURN(int64_t context, ScoringContext());
+  context = std::min(context, model->hyperparameters().trained_context);
   // 'all' is exact.
-  ISOTHERM_ASSIGN_OR_RETURN(const ScoringSession session, OpenScoringSession(arguments.front(), "all"));
+  ISOTHERM_ASSIGN_OR_RETURN(const ScoringSession session,
+                            OpenScoringSession({arguments.front(), "all", context}));
   ISOTHERM_ASSIGN_OR_RETURN(const v1::Model served, session.scorer->Model());
   ISOTHERM_RETURN_IF_ERROR(CheckServes(served, *model));
-  ISOTHERM_ASSIGN_OR_RETURN(const model::Profile profile, Collect(*session.scorer, served));
+  ISOTHERM_ASSIGN_OR_RETURN(const model::Profile profile,
+                            Collect(*session.scorer, std::min<int64_t>(context, served.context_length())));
   const std::string out = absl::GetFlag(FLAGS_out);
   const std::string path = out.empty() ? model::ProfilePath(*model) : out;
   ISOTHERM_RETURN_IF_ERROR(model::WriteProfile(profile, *model, path));

@@ -23,20 +23,18 @@ base::FlagGroup ScoringFlags() { return {"Text", {"text", "ctx", "server", "wait
 
 bool ServerIsNamed() { return !absl::GetFlag(FLAGS_server).empty(); }
 
-absl::StatusOr<ScoringSession> OpenScoringSession(const std::string& model_path,
-                                                  const std::string& predictor) {
+absl::StatusOr<ScoringSession> OpenScoringSession(const PrivateServerChoice& choice) {
   ScoringSession session;
   std::shared_ptr<grpc::Channel> channel;
   if (ServerIsNamed()) {
     ISOTHERM_ASSIGN_OR_RETURN(channel, ConnectTo(absl::GetFlag(FLAGS_server), absl::GetFlag(FLAGS_wait)));
   } else {
-    std::cerr << "starting a gpu_worker and a gateway for " << model_path << std::endl;
-    const int64_t context = absl::GetFlag(FLAGS_ctx);
+    std::cerr << "starting a gpu_worker and a gateway for " << choice.model_path << std::endl;
     ISOTHERM_ASSIGN_OR_RETURN(
         session.own,
-        PrivateServer::Start(model_path,
-                             {absl::StrCat("--ctx=", context), absl::StrCat("--kv-tokens=", 2 * context),
-                              absl::StrCat("--predictor=", predictor), "--nosave-profile"}));
+        PrivateServer::Start(choice.model_path, {absl::StrCat("--ctx=", choice.context), "--nosave-profile",
+                                                 absl::StrCat("--kv-tokens=", 2 * choice.context),
+                                                 absl::StrCat("--predictor=", choice.predictor)}));
     channel = session.own->channel();
   }
   session.scorer = std::make_unique<TextScorer>(channel);

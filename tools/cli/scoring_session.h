@@ -20,9 +20,13 @@ struct ScoringSession {
   std::unique_ptr<PrivateServer> own;
   std::unique_ptr<TextScorer> scorer;
 };
-// `model_path` and `predictor` are for a server of its own.
-absl::StatusOr<ScoringSession> OpenScoringSession(const std::string& model_path,
-                                                  const std::string& predictor);
+// What a server of its own is started with.
+struct PrivateServerChoice {
+  std::string model_path;
+  std::string predictor;
+  int64_t context = 0;
+};
+absl::StatusOr<ScoringSession> OpenScoringSession(const PrivateServerChoice& choice);
 
 bool ServerIsNamed();
 // The text of --text; a usage error without it.
