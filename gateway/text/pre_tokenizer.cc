@@ -23,10 +23,27 @@ constexpr char kGpt2Words[] =
 constexpr char kLlama3Words[] =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}++|\p{N}{1,3}| ?[^SPACE\p{L}\p{N}]++[\r\n]*+)"
     R"(|[SPACE]*[\r\n]++|[SPACE]+(?![^SPACE])|[SPACE]++)";
+// As Llama 3's, but every digit is a word.
+constexpr char kQwen2Words[] =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}++|\p{N}| ?[^SPACE\p{L}\p{N}]++[\r\n]*+)"
+    R"(|[SPACE]*[\r\n]++|[SPACE]+(?![^SPACE])|[SPACE]++)";
 constexpr char kSpace[] =
     R"(\x09-\x0d\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 // ASCII punctuation is wider than \p{P}: it has the symbols too.
 constexpr char kFalconPunctuation[] = R"([\p{P}$+<=>^`|~]++|[^\p{P}$+<=>^`|~]++)";
+
+const char* WordPattern(PreTokenizerKind kind) {
+  switch (kind) {
+    case PreTokenizerKind::kLlama3:
+      return kLlama3Words;
+    case PreTokenizerKind::kQwen2:
+      return kQwen2Words;
+    case PreTokenizerKind::kGpt2:
+    case PreTokenizerKind::kFalcon:
+      break;
+  }
+  return kGpt2Words;
+}
 
 struct CodeDeleter {
   void operator()(pcre2_code* code) const { pcre2_code_free(code); }
@@ -132,8 +149,7 @@ PreTokenizer::~PreTokenizer() = default;
 absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(PreTokenizerKind kind) {
   std::unique_ptr<PreTokenizer> result(new PreTokenizer);
   result->kind_ = kind;
-  const bool llama3 = kind == PreTokenizerKind::kLlama3;
-  ISOTHERM_ASSIGN_OR_RETURN(result->words_, Pattern::Compile(llama3 ? kLlama3Words : kGpt2Words));
+  ISOTHERM_ASSIGN_OR_RETURN(result->words_, Pattern::Compile(WordPattern(kind)));
   if (kind == PreTokenizerKind::kFalcon) {
     ISOTHERM_ASSIGN_OR_RETURN(result->punctuation_, Pattern::Compile(kFalconPunctuation));
   }

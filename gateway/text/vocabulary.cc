@@ -37,7 +37,7 @@ constexpr std::pair<absl::string_view, PreTokenizerKind> kPreTokenizers[] = {
     {"default", PreTokenizerKind::kGpt2},     {"gpt-2", PreTokenizerKind::kGpt2},
     {"gpt2", PreTokenizerKind::kGpt2},        {"falcon", PreTokenizerKind::kFalcon},
     {"llama-bpe", PreTokenizerKind::kLlama3}, {"llama3", PreTokenizerKind::kLlama3},
-    {"llama-v3", PreTokenizerKind::kLlama3},
+    {"llama-v3", PreTokenizerKind::kLlama3},  {"qwen2", PreTokenizerKind::kQwen2},
 };
 
 // Ends of a turn in models whose file does not name theirs.

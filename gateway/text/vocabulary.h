@@ -19,7 +19,7 @@ enum class TokenizerModel {
 };
 
 // How byte-level BPE cuts text into the words that merges stay within.
-enum class PreTokenizerKind { kGpt2, kFalcon, kLlama3 };
+enum class PreTokenizerKind { kGpt2, kFalcon, kLlama3, kQwen2 };
 
 // Numbering of tokenizer.ggml.token_type.
 enum class TokenType : uint8_t {

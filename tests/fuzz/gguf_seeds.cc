@@ -2,6 +2,7 @@
 // loader.
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/gguf/gguf_builder.h"
@@ -50,6 +51,64 @@ Bytes EveryKindOfMetadata() {
       .Build();
 }
 
+// A layer-norm model of one ungated layer with biases and every weight zero; about 10 KiB.
+class UngatedWriter {
+ public:
+  explicit UngatedWriter(const std::string& architecture) {
+    builder_.Add("general.architecture", architecture).Add(architecture + ".context_length", uint32_t{16});
+    for (const auto& [key, value] : {std::pair<const char*, uint32_t>{"embedding_length", kHidden},
+                                     {"block_count", 1},
+                                     {"feed_forward_length", kFfn},
+                                     {"attention.head_count", 2},
+                                     {"attention.head_count_kv", 2}}) {
+      builder_.Add(architecture + "." + key, value);
+    }
+    builder_.Add(architecture + ".attention.layer_norm_epsilon", 1e-5f);
+    AddMatrix("token_embd.weight", 32, kHidden);
+    AddAffine("blk.0.attn_output", kHidden, kHidden);
+    AddAffine("blk.0.ffn_down", kHidden, kFfn);
+    AddNorm("blk.0.attn_norm");
+    AddNorm("output_norm");
+  }
+
+  Bytes Opt() {
+    AddMatrix("position_embd.weight", 18, kHidden);
+    for (const char* name : {"blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v"})
+      AddAffine(name, kHidden, kHidden);
+    AddAffine("blk.0.ffn_up", kFfn, kHidden);
+    AddNorm("blk.0.ffn_norm");
+    return builder_.Build();
+  }
+
+  Bytes Falcon() {
+    builder_.RemoveTensor("blk.0.attn_output.bias");
+    AddMatrix("blk.0.attn_qkv.weight", 3 * kHidden, kHidden);
+    AddMatrix("blk.0.ffn_up.weight", kFfn, kHidden);
+    AddNorm("blk.0.attn_norm_2");
+    return builder_.Build();
+  }
+
+ private:
+  static constexpr uint64_t kHidden = 32, kFfn = 32;
+
+  void AddMatrix(const std::string& name, uint64_t rows, uint64_t columns) {
+    builder_.AddTensor(name, {columns, rows}, TensorType::kQ4_0, std::vector<float>(rows * columns));
+  }
+  void AddVector(const std::string& name, uint64_t size) {
+    builder_.AddTensor(name, {size}, TensorType::kF32, std::vector<float>(size));
+  }
+  void AddAffine(const std::string& name, uint64_t rows, uint64_t columns) {
+    AddMatrix(name + ".weight", rows, columns);
+    AddVector(name + ".bias", rows);
+  }
+  void AddNorm(const std::string& name) {
+    AddVector(name + ".weight", kHidden);
+    AddVector(name + ".bias", kHidden);
+  }
+
+  GgufBuilder builder_;
+};
+
 void WriteSeeds(const std::string& folder) {
   const auto write = [&](const std::string& name, const Bytes& bytes) {
     WriteFile(folder + "/" + name, bytes);
@@ -78,6 +137,16 @@ void WriteSeeds(const std::string& folder) {
                                      .Add<uint32_t>("llama.attention.key_length", 16)
                                      .Add<uint32_t>("llama.attention.value_length", 16)
                                      .Build());
+
+  options = Smallest();
+  options.architecture = "minicpm";
+  write("minicpm-rope-factors.gguf",
+        TinyLlamaBuilder(options)
+            .Add("minicpm.residual_scale", 0.5f)
+            .AddTensor("rope_freqs.weight", {8}, TensorType::kF32, std::vector<float>(8, 2.0f))
+            .Build());
+  write("opt.gguf", UngatedWriter("opt").Opt());
+  write("falcon.gguf", UngatedWriter("falcon").Falcon());
 }
 
 }  // namespace

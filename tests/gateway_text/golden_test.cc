@@ -93,12 +93,13 @@ const GoldenCase kGpt2 = {"gpt2", "gpt-2", PreTokenizerKind::kGpt2, 0};
 const GoldenCase kFalcon = {"falcon", "falcon", PreTokenizerKind::kFalcon, 28};
 // Over GPT-2's vocabulary, so there are no published vectors.
 const GoldenCase kLlama3 = {"llama-bpe", "gpt-2", PreTokenizerKind::kLlama3, 0};
+const GoldenCase kQwen2 = {"qwen2", "gpt-2", PreTokenizerKind::kQwen2, 0};
 
 std::string CaseName(const ::testing::TestParamInfo<GoldenCase>& info) {
   return absl::StrReplaceAll(info.param.name, {{"-", "_"}});
 }
 
-INSTANTIATE_TEST_SUITE_P(Vocabularies, GoldenTest, ::testing::Values(kSpm, kGpt2, kFalcon, kLlama3),
+INSTANTIATE_TEST_SUITE_P(Vocabularies, GoldenTest, ::testing::Values(kSpm, kGpt2, kFalcon, kLlama3, kQwen2),
                          CaseName);
 INSTANTIATE_TEST_SUITE_P(Vocabularies, PublishedVectorsTest, ::testing::Values(kSpm, kGpt2, kFalcon),
                          CaseName);

@@ -66,7 +66,8 @@ const Tokenizer& SmallTokenizer(uint8_t choice) {
   static const std::vector<std::unique_ptr<Tokenizer>>* const kTokenizers = [] {
     auto* tokenizers = new std::vector<std::unique_ptr<Tokenizer>>;
     tokenizers->push_back(MakeTokenizer(SmallSentencePieceVocabulary()));
-    for (const auto kind : {PreTokenizerKind::kGpt2, PreTokenizerKind::kFalcon, PreTokenizerKind::kLlama3}) {
+    for (const auto kind : {PreTokenizerKind::kGpt2, PreTokenizerKind::kFalcon, PreTokenizerKind::kLlama3,
+                            PreTokenizerKind::kQwen2}) {
       Vocabulary vocabulary = SmallByteLevelVocabulary();
       vocabulary.pre_tokenizer = kind;
       tokenizers->push_back(MakeTokenizer(std::move(vocabulary)));

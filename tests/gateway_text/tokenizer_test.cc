@@ -27,7 +27,8 @@ std::vector<uint32_t> Ids(const Tokenizer& tokenizer, const std::vector<std::str
 
 std::vector<Vocabulary> SmallVocabularies() {
   std::vector<Vocabulary> vocabularies = {SmallSentencePieceVocabulary(), SmallByteLevelVocabulary()};
-  for (const PreTokenizerKind kind : {PreTokenizerKind::kFalcon, PreTokenizerKind::kLlama3}) {
+  for (const PreTokenizerKind kind :
+       {PreTokenizerKind::kFalcon, PreTokenizerKind::kLlama3, PreTokenizerKind::kQwen2}) {
     vocabularies.push_back(SmallByteLevelVocabulary());
     vocabularies.back().pre_tokenizer = kind;
   }

@@ -102,7 +102,8 @@ TEST(VocabularyTest, KnowsPreTokenizersByAllTheirNames) {
   const std::pair<const char*, PreTokenizerKind> names[] = {
       {"default", PreTokenizerKind::kGpt2},    {"gpt-2", PreTokenizerKind::kGpt2},
       {"falcon", PreTokenizerKind::kFalcon},   {"llama-bpe", PreTokenizerKind::kLlama3},
-      {"llama-v3", PreTokenizerKind::kLlama3}, {"llama3", PreTokenizerKind::kLlama3}};
+      {"llama-v3", PreTokenizerKind::kLlama3}, {"llama3", PreTokenizerKind::kLlama3},
+      {"qwen2", PreTokenizerKind::kQwen2}};
   for (const auto& [name, kind] : names) {
     GgufBuilder builder = Gpt2();
     builder.Add("tokenizer.ggml.pre", name);

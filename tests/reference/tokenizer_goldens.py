@@ -19,6 +19,7 @@ from isotherm_tools.tales_text import tokenizer_from_gguf
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERNS = {"llama-bpe": LLAMA3_PATTERN, "qwen2": LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")}
 
 
 def _array(reader: GGUFReader, key: str) -> list:
@@ -34,13 +35,13 @@ def load_spm(path: Path) -> Tokenizer:
 
 
 def load_bpe(path: Path, kind: str) -> Tokenizer:
-    """A byte-level BPE tokenizer with the pre-tokenizer `kind`: gpt2, falcon or llama-bpe."""
+    """A byte-level BPE tokenizer with the pre-tokenizer `kind`: gpt2, falcon, llama-bpe or qwen2."""
     reader = GGUFReader(path)
     tokens = _array(reader, "tokens")
     merges = [tuple(merge.split(" ")) for merge in _array(reader, "merges")]
     tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges,
                               ignore_merges=kind == "llama-bpe"))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind != "llama-bpe")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind not in PATTERNS)
     if kind == "gpt2":
         tokenizer.pre_tokenizer = byte_level
     elif kind == "falcon":
@@ -50,7 +51,7 @@ def load_bpe(path: Path, kind: str) -> Tokenizer:
             pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), behavior="isolated")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(LLAMA3_PATTERN), behavior="isolated"), byte_level])
+            pre_tokenizers.Split(Regex(PATTERNS[kind]), behavior="isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -143,8 +144,9 @@ def write_goldens(name: str, kind: str, path: Path, texts: list[str], out: Path,
 def write_published(vocabularies: Path, out: Path) -> None:
     """Goldens of the published vocabularies, which are not kept here."""
     texts = list(dict.fromkeys(corpus()))
-    for name, file in (("spm", "llama-spm"), ("gpt2", "gpt-2"), ("falcon", "falcon"), ("llama-bpe", "gpt-2")):
-        write_goldens(name, name, vocabularies / f"ggml-vocab-{file}.gguf", texts, out, published=name != "llama-bpe")
+    for name, file in (("spm", "llama-spm"), ("gpt2", "gpt-2"), ("falcon", "falcon"), ("llama-bpe", "gpt-2"),
+                       ("qwen2", "gpt-2")):
+        write_goldens(name, name, vocabularies / f"ggml-vocab-{file}.gguf", texts, out, published=name not in PATTERNS)
 
 
 def write_kept(tales: Path, out: Path) -> None:
