@@ -12,6 +12,10 @@
 // result for one vector is the same, bit for bit, whatever else is computed beside it.
 namespace isotherm::kernels {
 
+// Lists of rows go on for so many entries: rows that are read after the call, which asks for their heads
+// while it computes. Any rows do, the listed ones again if nothing follows.
+inline constexpr int64_t kRowsAhead = 4;
+
 struct RowKernels {
   // sum_i row[i] * x[i], i < n. x need not be aligned.
   float (*dot)(const uint8_t* row, const float* x, int64_t n);
@@ -19,21 +23,16 @@ struct RowKernels {
   // row is read from memory once.
   void (*mat_mul)(const uint8_t* rows, int64_t stride, int64_t num_rows, const float* x, int64_t ldx,
                   int64_t batch, int64_t n, float* y, int64_t ldy);
-  // y[i] += a * row[i].
-  void (*axpy)(const uint8_t* row, float a, float* y, int64_t n);
+  // The same with rows that lie anywhere: rows[num_rows + kRowsAhead]. They are read once for each two
+  // vectors, so a list for more should fit the second-level cache.
+  void (*mat_mul_listed)(const uint8_t* const* rows, int64_t num_rows, const float* x, int64_t ldx,
+                         int64_t batch, int64_t n, float* y, int64_t ldy);
+  // y[i] += factors[r] * rows[r][i] for r = 0, 1, ..., num_rows - 1 in turn, with one rounding each:
+  // bit-equal to a call for every row. rows[num_rows + kRowsAhead].
+  void (*add_scaled)(const uint8_t* const* rows, int64_t num_rows, const float* factors, float* y, int64_t n);
   // out[i] = row[i].
   void (*unpack)(const uint8_t* row, int64_t n, float* out);
 };
-
-// Asks for the head of a row that will be read soon; the hardware follows by itself from there. Worth it
-// before each product with rows that do not lie side by side: measured 1.8x (F16, Q8_0, Q4_0) with the next
-// row asked for first.
-inline void PrefetchRow(const uint8_t* row, int64_t row_bytes) {
-  constexpr int64_t kHeadBytes = 1024;
-  constexpr int64_t kLineBytes = 64;
-  const int64_t bytes = row_bytes < kHeadBytes ? row_bytes : kHeadBytes;
-  for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(row + i);
-}
 
 // Resolve once, outside loops.
 const RowKernels& GetRowKernels(WeightType type);

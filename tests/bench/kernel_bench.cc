@@ -100,6 +100,7 @@ void MatMulOf(benchmark::State& state, WeightType type, int64_t columns, int64_t
 // Single rows scattered over memory, as a sparse layer reads them: every eighth one.
 void SparseDotsOf(benchmark::State& state, WeightType type, int64_t columns) {
   constexpr int64_t kEvery = 8;
+  constexpr int64_t kGrain = 64;
   const int64_t stride = PackedRowBytes(type, columns);
   const int64_t rows = kArenaBytes / stride / kEvery;
   const RowKernels& kernels = GetRowKernels(type);
@@ -108,27 +109,32 @@ void SparseDotsOf(benchmark::State& state, WeightType type, int64_t columns) {
   int64_t first = 0;
   for (auto _ : state) {
     const uint8_t* const weights = Arena() + first * stride;
-    Pool().ParallelFor(rows, 64, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) {
-        if (r + 1 < end) PrefetchRow(weights + (r + 1) * kEvery * stride, stride);
-        y[r] = kernels.dot(weights + r * kEvery * stride, x.data(), columns);
+    Pool().ParallelFor(rows, kGrain, [&](int64_t begin, int64_t end, int) {
+      const uint8_t* list[kGrain + kRowsAhead];
+      for (int64_t r = begin; r < end + kRowsAhead; ++r) {
+        list[r - begin] = weights + std::min(r, end - 1) * kEvery * stride;
       }
+      kernels.mat_mul_listed(list, end - begin, x.data(), 0, 1, columns, y.data() + begin, 0);
     });
     first = (first + 1) % kEvery;
   }
   ReportBytes(state, rows * stride);
 }
 
-void AxpyOf(benchmark::State& state, WeightType type, int64_t columns) {
+void AddScaledOf(benchmark::State& state, WeightType type, int64_t columns) {
   const int64_t stride = PackedRowBytes(type, columns);
   const int64_t rows = kArenaBytes / stride;
   const RowKernels& kernels = GetRowKernels(type);
+  constexpr int64_t kGrain = 64;
+  const std::vector<float> factors(kGrain, 1e-9f);
   std::vector<std::vector<float>> y(threads, std::vector<float>(columns));
   const uint8_t* const arena = Arena();
   for (auto _ : state) {
-    Pool().ParallelFor(rows, 64, [&](int64_t begin, int64_t end, int member) {
-      for (int64_t r = begin; r < end; ++r)
-        kernels.axpy(arena + r * stride, 1e-9f, y[member].data(), columns);
+    Pool().ParallelFor(rows, kGrain, [&](int64_t begin, int64_t end, int member) {
+      const uint8_t* list[kGrain + kRowsAhead];
+      for (int64_t r = begin; r < end + kRowsAhead; ++r)
+        list[r - begin] = arena + std::min(r, rows - 1) * stride;
+      kernels.add_scaled(list, end - begin, factors.data(), y[member].data(), columns);
     });
   }
   ReportBytes(state, rows * stride);
@@ -165,7 +171,7 @@ void RegisterAll() {
     Register("mat_mul/" + name + "/5632", MatMulOf, type, int64_t{5632}, int64_t{1});
     Register("mat_mul_of_16/" + name + "/2048", MatMulOf, type, int64_t{2048}, int64_t{16});
     Register("sparse_dot/" + name + "/2048", SparseDotsOf, type, int64_t{2048});
-    Register("axpy/" + name + "/2048", AxpyOf, type, int64_t{2048});
+    Register("add_scaled/" + name + "/2048", AddScaledOf, type, int64_t{2048});
   }
   Register("sketch/2048", SketchOf, int64_t{2048});
   Register("plain_read_again", PlainRead);

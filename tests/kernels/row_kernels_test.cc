@@ -118,7 +118,7 @@ TEST_P(RowKernelsTest, MatMulIsBitEqualToDot) {
   }
 }
 
-TEST_P(RowKernelsTest, AxpyAddsEveryElementAndNoMore) {
+TEST_P(RowKernelsTest, AddScaledAddsEveryElementAndNoMore) {
   for (const WeightType type : kAllTypes) {
     for (const int64_t n : AwkwardColumns(type)) {
       for (int64_t shift = 0; shift <= 3; ++shift) {
@@ -126,7 +126,9 @@ TEST_P(RowKernelsTest, AxpyAddsEveryElementAndNoMore) {
         const RandomRows rows(type, 1, n, PackedRowBytes(type, n), 9);
         const std::vector<float> before = RandomFloats(shift + n + 1, 10);
         std::vector<float> y = before;
-        GetRowKernels(type).axpy(rows.row(0), -0.7f, y.data() + shift, n);
+        const std::vector<const uint8_t*> list(1 + kRowsAhead, rows.row(0));
+        const float factor = -0.7f;
+        GetRowKernels(type).add_scaled(list.data(), 1, &factor, y.data() + shift, n);
         for (int64_t i = 0; i < n; ++i) {
           const double term = static_cast<double>(-0.7f) * rows.values[0][i];
           const double old = before[shift + i];
@@ -135,6 +137,38 @@ TEST_P(RowKernelsTest, AxpyAddsEveryElementAndNoMore) {
         }
         for (int64_t i = 0; i < shift; ++i) EXPECT_EQ(y[i], before[i]);
         EXPECT_EQ(y[shift + n], before[shift + n]);
+      }
+    }
+  }
+}
+
+// Rows in any order and more than once; what the list goes on with must not show.
+TEST_P(RowKernelsTest, ListedRowsAreBitEqualToRowsOneByOne) {
+  for (const WeightType type : kAllTypes) {
+    const int64_t block = BlockColumns(type);
+    for (const int64_t n : {block == 1 ? int64_t{37} : block, int64_t{1280}}) {
+      const RandomRows rows(type, 9, n, PackedRowBytes(type, n), 13);
+      const std::vector<float> x = RandomFloats(3 * n, 14);
+      const std::vector<float> factors = RandomFloats(9, 15);
+      const RowKernels& kernels = GetRowKernels(type);
+      for (int64_t num_rows = 0; num_rows <= 9; ++num_rows) {
+        SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " " << num_rows << " x " << n);
+        std::vector<const uint8_t*> list;
+        for (int64_t r = 0; r < num_rows + kRowsAhead; ++r) list.push_back(rows.row(r * 5 % 7));
+        std::vector<float> y(3 * 10, kUntouched);
+        kernels.mat_mul_listed(list.data(), num_rows, x.data(), n, 3, n, y.data(), 10);
+        for (int64_t i = 0; i < 30; ++i) {
+          const int64_t r = i % 10;
+          EXPECT_EQ(y[i], r < num_rows ? kernels.dot(list[r], x.data() + i / 10 * n, n) : kUntouched) << i;
+        }
+        std::vector<float> sum(x.begin(), x.begin() + n);
+        std::vector<float> expected = sum;
+        kernels.add_scaled(list.data(), num_rows, factors.data(), sum.data(), n);
+        for (int64_t r = 0; r < num_rows; ++r) {
+          const std::vector<const uint8_t*> one(1 + kRowsAhead, list[r]);
+          kernels.add_scaled(one.data(), 1, &factors[r], expected.data(), n);
+        }
+        EXPECT_EQ(sum, expected);
       }
     }
   }
