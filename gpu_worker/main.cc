@@ -54,7 +54,8 @@ ABSL_FLAG(std::string, shm_directory, "/dev/shm",
 ABSL_FLAG(absl::Duration, exchange_timeout, absl::Seconds(10),
           "After this long without an answer the CPU worker counts as lost.");
 ABSL_FLAG(int, spin_us, -1,
-          "How long threads spin for work before they sleep. -1: 200 without --vram-budget, as no CPU worker "
+          "How long threads spin for work before they sleep. -1: 200 without --vram-budget and --placement, "
+          "as no CPU worker "
           "then wants the cores; with one 50 on machines with more than four cores, else 0.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7071",
           "Address to serve ModelRunnerService on: host:port or unix:/path.");
@@ -77,7 +78,8 @@ constexpr char kService[] = "isotherm.worker.v1.ModelRunnerService";
 int SpinMicroseconds() {
   const int spin = absl::GetFlag(FLAGS_spin_us);
   if (spin >= 0) return spin;
-  if (absl::GetFlag(FLAGS_vram_budget) == 0) return 200;
+  const bool all_hot = absl::GetFlag(FLAGS_vram_budget) == 0 && absl::GetFlag(FLAGS_placement).empty();
+  if (all_hot) return 200;
   return base::PhysicalCores() > 4 ? 50 : 0;
 }
 

@@ -240,6 +240,7 @@ absl::StatusOr<Firings> Engine::CollectFirings() {
 void Engine::CollectNowAndThen() {
   base::MutexLock lock(&mutex_);
   if (firing_log_ == nullptr || absl::Now() - last_collected_ < kCollectInterval) return;
+  if (runner_->rows_total() == firing_log_->settled_rows()) return;
   // While the CPU worker is lost there is nothing to collect, and a step will say why.
   if (const absl::Status status = CollectLocked(); !status.ok()) {
     spdlog::debug("firing counts not collected: {}", std::string(status.message()));

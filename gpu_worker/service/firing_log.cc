@@ -31,6 +31,7 @@ void FiringLog::Settle(const FiringCounts& cold, int64_t rows) {
   totals_.tokens += rows - rows_before_;
   Add(hot_, totals_.counts);
   Add(cold, totals_.counts);
+  settled_rows_ = rows;
 }
 
 }  // namespace isotherm::gpu_worker

@@ -32,12 +32,14 @@ class FiringLog {
 
   // As of the last Settle.
   const Firings& totals() const { return totals_; }
+  int64_t settled_rows() const { return settled_rows_; }
 
  private:
   Firings before_;  // the exchange was opened
   int64_t rows_before_ = 0;
   FiringCounts hot_;  // since then
   Firings totals_;
+  int64_t settled_rows_ = 0;
 };
 
 }  // namespace isotherm::gpu_worker

@@ -39,6 +39,7 @@ TEST(FiringLogTest, ALostConnectionTakesWhatWasNotSettledOnBothSides) {
   log.AddHot({{1, 0}});
   log.Settle({{0, 1}}, 14);
   EXPECT_EQ(log.totals().tokens, 7);
+  EXPECT_EQ(log.settled_rows(), 14);
   EXPECT_EQ(log.totals().counts, FiringCounts({{4, 5}}));
 }
 

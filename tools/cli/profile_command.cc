@@ -20,8 +20,8 @@ ABSL_DECLARE_FLAG(std::string, text);
 namespace isotherm::cli {
 namespace {
 
-// Runs the text for the sake of the neurons that fire.
-absl::Status RunText(TextScorer& scorer, int64_t context) {
+// Runs the text for the sake of the neurons that fire. In predicted mode only those computed can be seen.
+absl::StatusOr<v1::ExecutionMode> RunText(TextScorer& scorer, int64_t context) {
   ISOTHERM_ASSIGN_OR_RETURN(const std::string text, ScoringText());
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<uint32_t> tokens, scorer.Tokenize(text, /*add_bos=*/false));
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<uint32_t> bos, scorer.Tokenize("", std::nullopt));
@@ -30,48 +30,53 @@ absl::Status RunText(TextScorer& scorer, int64_t context) {
   const std::vector<std::vector<uint32_t>> windows = CutIntoWindows(tokens, bos, window);
   if (windows.empty()) return absl::InvalidArgumentError("the text of --text has no token to run");
   observe::Progress progress("profiling", static_cast<int64_t>(tokens.size()), "tokens");
+  v1::ExecutionMode mode = v1::EXECUTION_MODE_UNSPECIFIED;
   for (const std::vector<uint32_t>& ids : windows) {
-    ISOTHERM_RETURN_IF_ERROR(scorer.Score(ids).status());
+    ISOTHERM_ASSIGN_OR_RETURN(const v1::ScoreResponse response, scorer.Score(ids));
+    mode = response.execution().mode();
     progress.Advance(static_cast<int64_t>(ids.size() - bos.size()));
   }
   progress.Finish();
-  return absl::OkStatus();
+  return mode;
 }
 
 // What fired between the two answers.
 absl::StatusOr<model::Profile> Difference(const v1::GetFiringCountsResponse& before,
                                           const v1::GetFiringCountsResponse& after) {
-  if (after.tokens() < before.tokens() || after.layers_size() < before.layers_size()) {
-    return absl::AbortedError("the server's worker was restarted meanwhile; run the command again");
-  }
   model::Profile profile;
-  profile.tokens = static_cast<int64_t>(after.tokens() - before.tokens());
+  profile.tokens = static_cast<int64_t>(after.tokens()) - static_cast<int64_t>(before.tokens());
+  bool grew = profile.tokens >= 0 && before.layers_size() <= after.layers_size();
   for (int layer = 0; layer < after.layers_size(); ++layer) {
     const auto& now = after.layers(layer).neurons();
     std::vector<double> counts(now.begin(), now.end());
     if (layer < before.layers_size()) {
       const auto& then = before.layers(layer).neurons();
-      for (int j = 0; j < std::min(then.size(), now.size()); ++j) counts[j] -= static_cast<double>(then[j]);
+      for (int j = 0; j < std::min(then.size(), now.size()); ++j) {
+        grew = grew && now[j] >= then[j];
+        counts[j] -= static_cast<double>(then[j]);
+      }
     }
     profile.counts.push_back(std::move(counts));
   }
+  if (!grew) return absl::AbortedError("the server's worker was restarted meanwhile; run the command again");
   return profile;
 }
 
 // The firings of --text, or without it all that a live server has counted since it started.
-absl::StatusOr<model::Profile> Collect(TextScorer& scorer, int64_t context) {
+absl::StatusOr<model::Profile> Collect(TextScorer& scorer, const v1::Model& served, int64_t context) {
   v1::GetFiringCountsResponse before;
-  const bool live = absl::GetFlag(FLAGS_text).empty();
-  if (!live) {
+  std::string source = absl::StrCat("a server with predictor ", served.predictor());
+  if (!absl::GetFlag(FLAGS_text).empty()) {
     ISOTHERM_ASSIGN_OR_RETURN(before, scorer.FiringCounts());
-    ISOTHERM_RETURN_IF_ERROR(RunText(scorer, context));
+    ISOTHERM_ASSIGN_OR_RETURN(const v1::ExecutionMode mode, RunText(scorer, context));
+    source = absl::StrCat(ScoringTextName(), " (", ModeName(mode), ")");
   }
   ISOTHERM_ASSIGN_OR_RETURN(const v1::GetFiringCountsResponse after, scorer.FiringCounts());
   ISOTHERM_ASSIGN_OR_RETURN(model::Profile profile, Difference(before, after));
   if (profile.tokens == 0) {
     return absl::FailedPreconditionError("the server has computed no token yet: there is nothing to write");
   }
-  profile.source = live ? "a live server" : ScoringTextName();
+  profile.source = std::move(source);
   return profile;
 }
 
@@ -108,8 +113,9 @@ absl::Status Run(const std::vector<std::string>& arguments) {
                             OpenScoringSession({arguments.front(), "all", context}));
   ISOTHERM_ASSIGN_OR_RETURN(const v1::Model served, session.scorer->Model());
   ISOTHERM_RETURN_IF_ERROR(CheckServes(served, *model));
-  ISOTHERM_ASSIGN_OR_RETURN(const model::Profile profile,
-                            Collect(*session.scorer, std::min<int64_t>(context, served.context_length())));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      const model::Profile profile,
+      Collect(*session.scorer, served, std::min<int64_t>(context, served.context_length())));
   const std::string out = absl::GetFlag(FLAGS_out);
   const std::string path = out.empty() ? model::ProfilePath(*model) : out;
   ISOTHERM_RETURN_IF_ERROR(model::WriteProfile(profile, *model, path));

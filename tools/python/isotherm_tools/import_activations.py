@@ -45,7 +45,7 @@ def import_activations(folder: Path, model: Path, out: Path | None, tokens: int 
     if tokens is not None and tokens < most:
         raise UserError(f"--tokens {tokens} is less than the largest count, {most}; name the tokens that were counted over")
     path = out if out is not None else model.with_name(f"{model.name.removesuffix('.gguf')}.profile.gguf")
-    write_profile(path, file, counts, tokens if tokens is not None else most, f"PowerInfer's {folder.name}")
+    write_profile(path, file, counts, tokens if tokens is not None else most, f"activation files in {folder.name}")
     return path
 
 
