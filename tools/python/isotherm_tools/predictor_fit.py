@@ -1,0 +1,174 @@
+"""Fits the predictor of each layer in one pass over a model, and measures it on the way.
+
+Three streams of windows run side by side: training text and held-out text through the exact layers, and the held-out text once more
+through layers whose FFN computes only what the predictor kept, so that its mistakes add up as they would when served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from isotherm_tools.arrays import Arrays
+from isotherm_tools.gguf_container import encoded_size
+from isotherm_tools.layerwise import LayerwiseLlama, LayerWeights
+from isotherm_tools.lowrank import BLOCK, KINDS, GateDecomposition, LowRank, Moments, bound_for_recall, powerinfer_form, stored
+from isotherm_tools.predictor_report import LayerReport, Report
+
+CALIBRATED_SHARE = 0.15
+"""Of the training windows: nothing is fitted to them but the bounds."""
+
+CHUNK_TOKENS = 4096
+"""Tokens that pass a layer at once: the widest array is [tokens, ffn] in F32."""
+
+POWERINFER_SAMPLE = 20_000
+"""Tokens that the root mean square of the residual is estimated from."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What to fit."""
+
+    kind: str
+    """`svd` or `trained`."""
+    rank: int | None
+    """None: the smallest for each layer whose predictor keeps at most `most_kept` as many neurons as fire."""
+    recall: float
+    most_kept: float
+    type_name: str
+    powerinfer: bool
+    epochs: int
+    seed: int
+
+
+class Stream:
+    """Windows of token ids [windows, tokens] on their way through the layers."""
+
+    def __init__(self, llama: LayerwiseLlama, windows: np.ndarray) -> None:
+        self.windows = windows
+        self.residual = llama.embed(windows)
+        self._step = max(1, CHUNK_TOKENS // windows.shape[1])
+
+    def chunks(self) -> Iterator[Any]:
+        """Views of the residual."""
+        for start in range(0, len(self.windows), self._step):
+            yield self.residual[start:start + self._step]
+
+
+@dataclass
+class Calibration:
+    """What the bounds are set on: pieces of (residual, FFN input, which neurons fire)."""
+
+    pieces: list[tuple[Any, Any, Any]]
+
+    def apply(self, predictor: LowRank, recall: float, arrays: Arrays) -> tuple[LowRank, float]:
+        """The predictor with the bound of this recall, and how many neurons it then keeps for one that fires."""
+        here = predictor.put(arrays)
+        relative = [(here.scores(r, x) / here.unit(r), fired) for r, x, fired in self.pieces]
+        bound = bound_for_recall(np.concatenate([arrays.get(scores[fired]) for scores, fired in relative]), recall)
+        kept = sum(int((scores >= bound).sum()) for scores, _ in relative)
+        fired_at_all = sum(int(fired.sum()) for _, fired in relative)
+        return predictor.shifted(-bound), kept / max(fired_at_all, 1)
+
+
+class LayerFit:
+    """Makes predictors of one layer, of any rank, and looks for the rank to use."""
+
+    def __init__(self, llama: LayerwiseLlama, arrays: Arrays, w: LayerWeights, training: Stream, goal: Goal) -> None:
+        self._llama, self._arrays, self._w, self._goal = llama, arrays, w, goal
+        calibrated = max(1, round(CALIBRATED_SHARE * len(training.windows)))
+        self._fitted = len(training.windows) - calibrated
+        self._training = training
+        moments = Moments(llama.shape.hidden)
+        for x in self._inputs():
+            moments.add(arrays.get(x), arrays.get(x.T @ x))
+        self._decomposition = GateDecomposition(arrays.get(w.gate), llama.firing_threshold, moments)
+        pieces = []
+        for residual in training.residual[self._fitted:]:
+            x = llama.ffn_input(w, residual)
+            pieces.append((residual, x, llama.fires(w, x)))
+        self._calibration = Calibration(pieces)
+
+    def _inputs(self) -> Iterator[Any]:
+        """FFN inputs [tokens, hidden] of the windows to fit."""
+        for residual in self._training.residual[:self._fitted]:
+            yield self._llama.ffn_input(self._w, residual)
+
+    def best(self) -> LowRank:
+        """The predictor of the goal's rank, or of the smallest that meets the goal."""
+        if self._goal.rank is not None:
+            return self._make(min(self._goal.rank, self._decomposition.most_rank), self._goal.kind)[0]
+        bound = self._smallest(self._decomposition.most_rank, "svd")
+        if self._goal.kind == "svd":
+            return bound
+        return self._smallest(bound.rank if not self._goal.powerinfer else bound.rank - BLOCK, "trained")
+
+    def _smallest(self, most: int, kind: str) -> LowRank:
+        """Bisects over ranks up to `most`, which is taken if nothing below does."""
+        low, high, found = 0, most // BLOCK, None
+        while low + 1 < high:
+            middle = (low + high) // 2
+            predictor, kept = self._make(middle * BLOCK, kind)
+            if kept <= self._goal.most_kept:
+                high, found = middle, predictor
+            else:
+                low = middle
+        return found if found is not None else self._make(most, kind)[0]
+
+    def _make(self, rank: int, kind: str) -> tuple[LowRank, float]:
+        """A calibrated predictor as stored, and how many neurons it keeps for one that fires."""
+        predictor = self._decomposition.predictor(rank)
+        if kind == "trained":
+            from isotherm_tools.predictor_training import train
+
+            inputs = self._arrays.xp.concatenate(list(self._inputs()), axis=0)
+            predictor = train(predictor.put(self._arrays), inputs, lambda x: self._llama.fires(self._w, x), self._goal.epochs,
+                              self._goal.seed).get(self._arrays)
+        if self._goal.powerinfer:
+            sample = self._arrays.get(self._training.residual[:self._fitted]).reshape(-1, self._llama.shape.hidden)
+            step = -(-len(sample) // POWERINFER_SAMPLE)
+            predictor = powerinfer_form(predictor, self._arrays.get(self._w.ffn_norm), sample[::step])
+        predictor, kept = self._calibration.apply(stored(predictor, self._goal.type_name), self._goal.recall, self._arrays)
+        return stored(predictor, self._goal.type_name), kept
+
+
+def fit_model(llama: LayerwiseLlama, arrays: Arrays, training_windows: np.ndarray, held_out_windows: np.ndarray, goal: Goal,
+              done: Callable[[int, str], None] = lambda layers, note: None) -> tuple[list[LowRank], Report]:
+    """The predictors of all layers, and the report on the held-out windows. `done(layers, note)` hears of each layer."""
+    training, exact, predicted = (Stream(llama, w) for w in (training_windows, held_out_windows, held_out_windows))
+    predictors = []
+    report = Report(goal.kind)
+    for layer in range(llama.shape.layers):
+        w = llama.weights(layer)
+        for stream in (training, exact, predicted):
+            for residual in stream.chunks():
+                residual[:] = llama.attend(w, residual)
+        predictor = LayerFit(llama, arrays, w, training, goal).best()
+        predictors.append(predictor)
+        here = predictor.put(arrays)
+        counts = LayerReport(predictor.rank, stored_bytes(predictor, goal.type_name))
+        for residual in training.chunks():
+            residual[:] = residual + llama.ffn(w, llama.ffn_input(w, residual))
+        for residual in exact.chunks():
+            x = llama.ffn_input(w, residual)
+            counts.add(llama.fires(w, x), here.scores(residual, x) >= 0)
+            residual[:] = residual + llama.ffn(w, x)
+        for residual in predicted.chunks():
+            x = llama.ffn_input(w, residual)
+            residual[:] = residual + llama.ffn(w, x, here.scores(residual, x) >= 0)
+        report.layers.append(counts)
+        done(layer + 1, f"layer {layer}: rank {predictor.rank}, recall {100 * counts.recall:.2f} %, "
+                        f"kept {counts.kept_over_fired:.2f} times what fires")
+    report.exact_loss = llama.losses(exact.residual, exact.windows)
+    report.predicted_loss = llama.losses(predicted.residual, predicted.windows)
+    report.scored = held_out_windows.shape[0] * (held_out_windows.shape[1] - 1)
+    return predictors, report
+
+
+def stored_bytes(predictor: LowRank, type_name: str) -> int:
+    """Bytes of the factors in a file, and of the biases where it has them."""
+    factors = sum(encoded_size(factor.shape, KINDS[type_name]) for factor in (predictor.a, predictor.b))
+    return factors + (0 if predictor.reads_residual else 4 * len(predictor.bias))

@@ -1,0 +1,164 @@
+"""isotherm-train-predictors: gives a ReLU-sparse model low-rank predictors of which neurons fire.
+
+    isotherm-train-predictors MODEL.gguf --text FILE --out FILE.gguf [--kind trained|svd]
+
+The model is run layer by layer over the text, in F32. `trained` fits a linear predictor of each layer to which neurons fire, by
+class-weighted binary cross-entropy (needs torch), with the smallest rank that keeps at most --most-kept neurons for each one that
+fires. `svd` needs no training: the gate's truncated singular value decomposition after whitening, by default of a rank that is 2 %
+of the FFN width. Both get biases that are calibrated for the recall asked for, on text that was not fitted to. OUT is a copy of the model
+with the predictors in it; everything else keeps its bytes. What they are worth on held-out text is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from isotherm_tools import gguf_llama as gl
+from isotherm_tools.arrays import arrays_on
+from isotherm_tools.errors import UserError, run_command
+from isotherm_tools.gguf_container import F32, GGUF, POWERINFER, GgufFile, NewTensor
+from isotherm_tools.layerwise import PREDICTOR_TENSORS, LayerwiseLlama
+from isotherm_tools.lowrank import BLOCK, KINDS, LowRank
+from isotherm_tools.model_file import ModelFile
+from isotherm_tools.predictor_fit import Goal, fit_model
+from isotherm_tools.progress import Progress
+
+_KEYS = (gl.KEY_PREDICTOR_FORM, gl.KEY_PREDICTOR_INPUT, "isotherm.predictor.threshold", gl.KEY_POWERINFER_THRESHOLD)
+SVD_SHARE = 0.02
+"""Default rank of `svd`, of the FFN width."""
+
+
+def parse_rank(text: str, ffn: int) -> int | None:
+    """`auto`, a number, or a share of the FFN width as `2%`; whole blocks."""
+    if text == "auto":
+        return None
+    try:
+        rank = float(text[:-1]) / 100 * ffn if text.endswith("%") else int(text)
+    except ValueError:
+        rank = 0
+    if not rank >= 1:
+        raise UserError(f"--rank {text} is neither 'auto' nor a number from 1 nor a share of the FFN width such as '2%'")
+    return int(-(-rank // BLOCK)) * BLOCK
+
+
+def text_windows(model: Path, texts: list[Path], context: int, tokens: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """(training windows, held-out windows) of one text, or of one each; about `tokens` for training, spread over the text."""
+    try:
+        from isotherm_tools import tales_text
+    except ImportError:
+        raise UserError("reading text needs the sentencepiece and protobuf packages; install them") from None
+    tokenizer = tales_text.tokenizer_from_gguf(model)
+    cut = [tales_text.windows(tales_text.token_stream(tokenizer, tales_text.read_documents(text)), context) for text in texts]
+    if len(cut) == 1:
+        held_out = max(1, round(share * len(cut[0])))
+        cut = [cut[0][:-held_out], cut[0][-held_out:]]
+    for windows, least, what in zip(cut, (2, 1), ("train on", "measure on"), strict=True):
+        if len(windows) < least:
+            raise UserError(f"{texts[0] if what == 'train on' else texts[-1]} has too little text to {what}: "
+                             f"{len(windows)} windows of {context} tokens where {least} are the least")
+    return spread(cut[0], tokens // context), cut[1]
+
+
+def spread(windows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the windows, and at least two, at even distances."""
+    count = min(max(count, 2), len(windows))
+    return windows[np.arange(count) * len(windows) // count]
+
+
+def write_model(file: GgufFile, out: Path, predictors: list[LowRank], type_name: str, powerinfer: bool) -> None:
+    """The copy of `file` with these predictors in place of any that it had."""
+    factors = ("fc1.weight", "fc2.weight") if powerinfer else ("pred_a.weight", "pred_b.weight")
+    tensors = []
+    for layer, predictor in enumerate(predictors):
+        for name, values in zip(factors, (predictor.a, predictor.b), strict=True):
+            tensors.append(NewTensor(f"blk.{layer}.{name}", values.shape, KINDS[type_name], gl.encode(values, type_name)))
+        if not powerinfer:
+            bias = predictor.bias.astype(np.float32)
+            tensors.append(NewTensor(f"blk.{layer}.pred_b.bias", bias.shape, F32, bias))
+    pairs: dict[str, str | float] = {gl.KEY_ACTIVATION: str(file.metadata.get(gl.KEY_ACTIVATION, "relu"))}
+    if powerinfer:
+        pairs[gl.KEY_POWERINFER_THRESHOLD] = 0.0
+    else:
+        pairs |= {gl.KEY_PREDICTOR_FORM: "linear", gl.KEY_PREDICTOR_INPUT: "ffn_input"}
+    old = {f"blk.{layer}.{name}" for layer in range(len(predictors)) for name in PREDICTOR_TENSORS}
+    progress = Progress("write (bytes)", sum(tensor.size for name, tensor in file.tensors.items() if name not in old) +
+                        sum(tensor.data.nbytes for tensor in tensors))
+    file.write_copy(out, magic=POWERINFER if powerinfer else GGUF, without_tensors=old, tensors=tensors, without_keys=_KEYS,
+                    pairs=pairs, copied=progress.update)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="isotherm-train-predictors", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="GGUF or PowerInfer file of a sparse llama")
+    parser.add_argument("--text", type=Path, required=True, help="UTF-8 text; a line <|endoftext|> ends a document")
+    parser.add_argument("--valid", type=Path, help="held-out text to measure on (default: the end of --text)")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kind", choices=("trained", "svd"), default="trained")
+    parser.add_argument("--format", choices=("isotherm", "powerinfer"), default="isotherm",
+                        help="powerinfer: fc1 and fc2 in a PWRI file, read by PowerInfer too")
+    parser.add_argument("--type", choices=tuple(KINDS), help="of the factors (default: q8_0, for powerinfer f16)")
+    parser.add_argument("--rank", help="a number, a share of the FFN width such as 2%%, or auto (default: auto; 2%% for svd)")
+    parser.add_argument("--recall", type=float, default=0.98, help="share of firing neurons to keep (default: %(default)s)")
+    parser.add_argument("--most-kept", type=float, default=1.9,
+                        help="neurons kept for each that fires, at most, where the rank is auto (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=300_000, help="training tokens (default: %(default)s)")
+    parser.add_argument("--held-out-tokens", type=int, default=50_000, help="tokens to measure on (default: %(default)s)")
+    parser.add_argument("--context", type=int, default=512, help="tokens of a window (default: %(default)s, at most the model's)")
+    parser.add_argument("--epochs", type=int, default=6, help="of `trained` (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", help="numpy, cpu or cuda (default: cuda where there is one, cpu where torch is, else numpy)")
+    parser.add_argument("--json", type=Path, help="write the report there too")
+    options = parser.parse_args(arguments)
+    if not 0.5 <= options.recall < 1:
+        parser.error(f"--recall {options.recall} is not at least 0.5 and below 1")
+    if options.most_kept < 1 or options.epochs < 1 or options.context < 2:
+        parser.error("--most-kept and --epochs are at least 1, --context is at least 2")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fits, writes and reports."""
+    file = ModelFile(options.model)
+    powerinfer = options.format == "powerinfer"
+    type_name = options.type or ("f16" if powerinfer else "q8_0")
+    if powerinfer and type_name == "q8_0":
+        raise UserError("--format powerinfer keeps its biases beside other weights, too coarse in q8_0; use --type f16")
+    if powerinfer and "blk.0.ffn_down_t.weight" not in file.tensors:
+        raise UserError(f"{options.model} has no transposed ffn_down_t, which PowerInfer reads; convert it with "
+                         "`isotherm quantize --transpose-down` first")
+    if options.out.exists() and options.out.samefile(options.model):
+        raise UserError(f"--out {options.out} is the model itself; name another file")
+    if not options.out.parent.is_dir():
+        raise UserError(f"--out {options.out}: there is no folder {options.out.parent}")
+    arrays = arrays_on(options.device)
+    if options.kind == "trained" and arrays.name == "numpy":
+        raise UserError("--kind trained needs the torch package; install it, or use --kind svd")
+    llama = LayerwiseLlama(file, arrays)
+    if type_name == "q8_0" and llama.shape.hidden % BLOCK:
+        raise UserError(f"a hidden width of {llama.shape.hidden} has no whole blocks of q8_0; use --type f16")
+    rank = parse_rank(options.rank or ("auto" if options.kind == "trained" else f"{100 * SVD_SHARE}%"), llama.shape.ffn)
+    goal = Goal(options.kind, rank, options.recall, options.most_kept, type_name, powerinfer, options.epochs, options.seed)
+    context = min(options.context, llama.shape.context)
+    texts = [options.text] if options.valid is None else [options.text, options.valid]
+    training, held_out = text_windows(options.model, texts, context, options.tokens, share=0.1)
+    progress = Progress("layers", llama.shape.layers, every_s=0)
+    predictors, report = fit_model(llama, arrays, training, spread(held_out, options.held_out_tokens // context), goal, progress.update)
+    write_model(file, options.out, predictors, type_name, powerinfer)
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    print(report.table())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    return run_command("isotherm-train-predictors", lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
