@@ -14,16 +14,18 @@
 #include "common/base/host.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/server.h"
+#include "gpu_worker/cuda/make_cuda_device.h"
 #include "gpu_worker/host/host_device.h"
 #include "gpu_worker/service/runner_service.h"
 
 ABSL_FLAG(std::string, model, "", "Model file (GGUF).");
-ABSL_FLAG(std::string, device, "host", "What computes: host (CPU kernels).");
+ABSL_FLAG(std::string, device, "host",
+          "What computes: host (CPU kernels) or cuda (the first visible NVIDIA GPU).");
 ABSL_FLAG(double, vram_budget, 0,
           "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
           "neurons. 0: "
           "all neurons are hot.");
-ABSL_FLAG(int, threads, 0, "Threads of device host. 0: one a physical core.");
+ABSL_FLAG(int, threads, 0, "Threads of device host, and for loading. 0: one a physical core.");
 ABSL_FLAG(int64_t, ctx, 0, "Most tokens of a sequence, prompt and completion. 0: the model's, at most 4096.");
 ABSL_FLAG(int64_t, kv_tokens, 0,
           "Tokens the KV cache holds, all sequences together. 0: sixteen times --ctx.");
@@ -113,9 +115,8 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   EngineOptions options;
   options.model_path = absl::GetFlag(FLAGS_model);
   if (options.model_path.empty()) return base::UsageError("--model is missing: name a GGUF file");
-  if (absl::GetFlag(FLAGS_device) != "host") {
-    return base::UsageError(
-        absl::StrCat("--device=", absl::GetFlag(FLAGS_device), ": this build has device host"));
+  if (const std::string device = absl::GetFlag(FLAGS_device); device != "host" && device != "cuda") {
+    return base::UsageError(absl::StrCat("--device=", device, ": use host or cuda"));
   }
   options.runner.context = absl::GetFlag(FLAGS_ctx);
   options.runner.kv_tokens = absl::GetFlag(FLAGS_kv_tokens);
@@ -150,6 +151,11 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   return options;
 }
 
+absl::StatusOr<std::unique_ptr<Device>> MakeDevice(int threads) {
+  if (absl::GetFlag(FLAGS_device) == "cuda") return MakeCudaDevice({.loader_threads = threads});
+  return std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()});
+}
+
 absl::Status Run() {
   ISOTHERM_ASSIGN_OR_RETURN(EngineOptions options, OptionsFromFlags());
   const int threads = absl::GetFlag(FLAGS_threads) > 0 ? absl::GetFlag(FLAGS_threads) : base::PhysicalCores();
@@ -164,8 +170,8 @@ absl::Status Run() {
         listening.wait();
         if (server == nullptr) return absl::CancelledError("the server did not start");
         options.cancelled = cancelled;
-        return Engine::Load(options,
-                            std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()}));
+        ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeDevice(threads));
+        return Engine::Load(options, std::move(device));
       },
       [&](bool serving, const std::string& cause) {
         listening.wait();
@@ -182,7 +188,8 @@ absl::Status Run() {
   if (started.ok()) server = *std::move(started);
   listening.count_down();
   if (server == nullptr) return started.status();
-  spdlog::info("gpu_worker listens on {}, device host with {} threads", absl::GetFlag(FLAGS_listen), threads);
+  spdlog::info("gpu_worker listens on {}, device {} with {} threads", absl::GetFlag(FLAGS_listen),
+               absl::GetFlag(FLAGS_device), threads);
   ISOTHERM_RETURN_IF_ERROR(server->ServeUntilSignal([&] { service.Drain(); }));
   service.SaveProfile();
   return load_failure;
@@ -195,9 +202,9 @@ int main(int argc, char** argv) {
   const isotherm::base::Program program = {
       .name = "gpu_worker",
       .summary =
-          "Runs the layers of a model: attention, KV cache, the predictor and the hot neurons, on device "
-          "host (CPU) for "
-          "machines without a GPU. Neurons that do not fit --vram-budget are cold: the CPU worker computes "
+          "Runs the layers of a model: attention, KV cache, the predictor and the hot neurons, on a GPU, or "
+          "on device host (CPU) for machines without one. Neurons that do not fit --vram-budget are cold: "
+          "the CPU worker computes "
           "them.",
       .examples =
           "gpu_worker --model=models/tales/tales-q8_0.gguf\n"

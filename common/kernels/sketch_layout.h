@@ -29,7 +29,7 @@ inline constexpr int64_t kQuantBytes = kQuantVectors * kVectorBytes;
 inline constexpr int64_t kOffsetBytes = kLanes * sizeof(int32_t);
 inline constexpr int64_t kInputBytes = kQuantBytes + kOffsetBytes + kLanes * sizeof(float);
 
-inline int64_t Panels(int64_t columns) { return (columns + kPanelColumns - 1) / kPanelColumns; }
+constexpr int64_t Panels(int64_t columns) { return (columns + kPanelColumns - 1) / kPanelColumns; }
 
 // scores[r] = the sum of all products of one row, the panels in order and the lanes as a balanced tree of
 // halves: the order is part of the contract, so that scores are bit-equal on every instruction set.

@@ -136,7 +136,7 @@ class Device {
                              absl::FunctionRef<void(uint8_t*)> fill) = 0;
   // Threads for preparing weights while loading.
   virtual base::ThreadPool& loader_pool() = 0;
-  // Measured bytes a second when reading weights.
+  // Measured bytes a second at which this machine's processors read memory: the pace of cold neurons.
   virtual double MeasureReadBandwidth() = 0;
 
   // Bytes that Allocate could still hand out.
@@ -149,6 +149,8 @@ class Device {
   // The CPU worker's channel for the passes to come; null when every neuron is hot.
   virtual void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) = 0;
 
+  // Between two calls of Configure or SetChannel, passes with as many rows, output rows and scored rows must
+  // enqueue the same operators with the same arguments: a device may repeat what it recorded.
   virtual void BeginPass(const PassInput& input) = 0;
   // Waits for everything enqueued. The first failure of the pass, if any; its results are then void.
   virtual absl::Status EndPass() = 0;

@@ -1,12 +1,39 @@
 #include "tests/gpu_worker/runner_harness.h"
 
+#include <gtest/gtest.h>
+
+#include <cstdlib>
 #include <cstring>
 
 #include "common/base/status_macros.h"
+#include "gpu_worker/cuda/make_cuda_device.h"
+#include "gpu_worker/host/host_device.h"
 
 namespace isotherm::gpu_worker {
 
 namespace v1 = worker::v1;
+
+namespace {
+
+class DeviceEnvironment : public ::testing::Environment {
+  void SetUp() override {
+    const absl::Status status = MakeTestDevice(1, /*graphs=*/false).status();
+    if (!status.ok()) GTEST_SKIP() << status;
+  }
+};
+const ::testing::Environment* const kDeviceEnvironment =
+    ::testing::AddGlobalTestEnvironment(new DeviceEnvironment);
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> MakeTestDevice(int threads, bool graphs) {
+  const char* const name = std::getenv("ISOTHERM_TEST_DEVICE");
+  if (name == nullptr || std::string(name) == "host") {
+    return std::make_unique<HostDevice>(HostDeviceOptions{.threads = threads});
+  }
+  if (std::string(name) == "cuda") return MakeCudaDevice({.loader_threads = threads, .graphs = graphs});
+  return absl::InvalidArgumentError("ISOTHERM_TEST_DEVICE: host and cuda are known");
+}
 
 absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique_ptr<model::Model> model,
                                                                      const HarnessOptions& options) {
@@ -21,7 +48,7 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
   runner.max_prefill_rows = 64;
   runner.max_decode_rows = 32;
   runner.predictor = options.predictor;
-  harness->device_ = std::make_unique<HostDevice>(HostDeviceOptions{.threads = options.threads});
+  ISOTHERM_ASSIGN_OR_RETURN(harness->device_, MakeTestDevice(options.threads, /*graphs=*/true));
   ISOTHERM_ASSIGN_OR_RETURN(
       auto predictor,
       MakePredictor(*harness->model_, {options.predictor, options.threshold_shift, runner.max_rows()},

@@ -8,7 +8,6 @@
 
 #include "absl/status/statusor.h"
 #include "gpu_worker/graph/runner.h"
-#include "gpu_worker/host/host_device.h"
 
 namespace isotherm::gpu_worker {
 
@@ -22,7 +21,12 @@ struct HarnessOptions {
   std::optional<neuron::Placement> placement;  // absent: every neuron hot
 };
 
-// A runner on device `host`.
+// The device that $ISOTHERM_TEST_DEVICE names, `host` where it is unset: the same tests hold for every
+// device. Where this machine lacks it, all tests of the binary are skipped.
+// `graphs`: passes of one shape repeat the same operators, so that a device may replay them.
+absl::StatusOr<std::unique_ptr<Device>> MakeTestDevice(int threads, bool graphs);
+
+// A runner on the test device.
 class RunnerHarness {
  public:
   static absl::StatusOr<std::unique_ptr<RunnerHarness>> Create(std::unique_ptr<model::Model> model,
@@ -47,7 +51,7 @@ class RunnerHarness {
  private:
   std::unique_ptr<model::Model> model_;
   RunnerOptions options_;
-  std::unique_ptr<HostDevice> device_;
+  std::unique_ptr<Device> device_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<Runner> runner_;
   uint64_t step_ = 0;

@@ -1,0 +1,257 @@
+#include "gpu_worker/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/base/status_macros.h"
+#include "common/kernels/sketch.h"
+#include "common/neuron/bandwidth.h"
+#include "gpu_worker/cuda/limits.h"
+#include "gpu_worker/kernels/attention.h"
+
+namespace isotherm::gpu_worker {
+namespace {
+
+constexpr int kLeastMajor = 8;  // compute capability
+
+// Graphs are kept for so many shapes; beyond, they are captured anew.
+constexpr size_t kMostGraphs = 128;
+
+template <typename T>
+int64_t Bytes(int64_t count) {
+  return count * static_cast<int64_t>(sizeof(T));
+}
+
+int64_t SketchInputBytes(const FfnParameters& ffn, int64_t max_rows) {
+  return max_rows * kernels::SketchInputBytes(ffn.hidden);
+}
+
+int64_t PartialFloats(const FfnParameters& ffn) {
+  return cuda::DownPartialFloats(ffn.ffn, ffn.hidden, cuda::kSparseRows);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(const CudaDeviceOptions& options) {
+  return CudaDevice::Create(options);
+}
+
+absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(const CudaDeviceOptions& options) {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found != cudaSuccess || count == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "device cuda needs an NVIDIA GPU and its driver: ",
+        found == cudaSuccess ? "none is visible" : cudaGetErrorString(found), ". Use --device=host"));
+  }
+  cudaDeviceProp properties;
+  ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cudaGetDeviceProperties(&properties, 0), "asking for the device"));
+  if (properties.major < kLeastMajor) {
+    return absl::FailedPreconditionError(absl::StrCat("device cuda needs compute capability 8.0 or later; ",
+                                                      properties.name, " has ", properties.major, ".",
+                                                      properties.minor, ". Use --device=host"));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(cuda::Stream stream, cuda::MakeStream());
+  ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Cublas> cublas, cuda::Cublas::Load(stream.get()));
+  return std::unique_ptr<CudaDevice>(new CudaDevice(options, absl::StrCat("cuda (", properties.name, ")"),
+                                                    std::move(stream), std::move(cublas)));
+}
+
+CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, cuda::Stream stream,
+                       std::unique_ptr<cuda::Cublas> cublas)
+    : name_(std::move(name)),
+      graphs_enabled_(options.graphs),
+      loader_pool_({.threads = options.loader_threads}),
+      stream_(std::move(stream)),
+      cublas_(std::move(cublas)) {}
+
+CudaDevice::~CudaDevice() = default;
+
+absl::StatusOr<Buffer> CudaDevice::Allocate(int64_t bytes, MemoryPurpose purpose) {
+  if (bytes == 0) return Buffer();
+  absl::StatusOr<cuda::DeviceMemory> memory = cuda::AllocateDevice(bytes);
+  if (!memory.ok()) {
+    return absl::Status(memory.status().code(),
+                        absl::StrCat(MemoryPurposeName(purpose), ": ", memory.status().message()));
+  }
+  auto owner = std::make_shared<cuda::DeviceMemory>(*std::move(memory));
+  auto* const data = static_cast<uint8_t*>(owner->get());
+  return Buffer(data, bytes, std::move(owner));
+}
+
+absl::StatusOr<uint8_t*> CudaDevice::Staging(int64_t bytes) {
+  if (bytes > staging_bytes_) {
+    staging_ = cuda::PinnedMemory();
+    staging_bytes_ = 0;
+    ISOTHERM_ASSIGN_OR_RETURN(staging_, cuda::AllocatePinned(bytes));
+    staging_bytes_ = bytes;
+  }
+  return static_cast<uint8_t*>(staging_.get());
+}
+
+absl::Status CudaDevice::Write(const Buffer& buffer, int64_t offset, int64_t bytes,
+                               absl::FunctionRef<void(uint8_t*)> fill) {
+  if (offset < 0 || bytes < 0 || offset + bytes > buffer.bytes()) {
+    return absl::InternalError(absl::StrCat("write of ", bytes, " bytes at ", offset, " into a buffer of ",
+                                            buffer.bytes(), " bytes"));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(uint8_t* const staging, Staging(bytes));
+  fill(staging);
+  ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(
+      cudaMemcpyAsync(buffer.data() + offset, staging, bytes, cudaMemcpyHostToDevice, stream()),
+      "uploading weights"));
+  return Wait("uploading weights");
+}
+
+double CudaDevice::MeasureReadBandwidth() {
+  // Larger than the last-level caches of most servers.
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  const auto memory = std::make_unique<uint8_t[]>(kBytes);
+  std::memset(memory.get(), 1, kBytes);
+  return neuron::MeasureReadBandwidth(loader_pool_, memory.get(), kBytes, absl::Milliseconds(200));
+}
+
+absl::StatusOr<int64_t> CudaDevice::AvailableMemory() const {
+  size_t free = 0, total = 0;
+  ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cudaMemGetInfo(&free, &total), "asking for the free memory"));
+  return static_cast<int64_t>(free);
+}
+
+int64_t CudaDevice::WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const {
+  return Bytes<float>(cuda::kSparseRows * ffn.ffn) + Bytes<float>(PartialFloats(ffn)) +
+         Bytes<float>(max_rows * ffn.hidden) + SketchInputBytes(ffn, max_rows) + cuda::kArenaBytes +
+         cuda::PassTables::Bytes(max_rows);
+}
+
+absl::Status CudaDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) {
+  ffn_ = ffn;
+  statistics_.layers.resize(layers);
+  ISOTHERM_RETURN_IF_ERROR(tables_.Allocate(max_rows));
+  const int64_t counters = Bytes<cuda::FfnCounters>(layers);
+  ISOTHERM_ASSIGN_OR_RETURN(values_, cuda::AllocateDevice(Bytes<float>(cuda::kSparseRows * ffn.ffn)));
+  ISOTHERM_ASSIGN_OR_RETURN(partials_, cuda::AllocateDevice(Bytes<float>(PartialFloats(ffn))));
+  ISOTHERM_ASSIGN_OR_RETURN(sketch_inputs_, cuda::AllocateDevice(SketchInputBytes(ffn, max_rows)));
+  ISOTHERM_ASSIGN_OR_RETURN(cold_answer_, cuda::AllocateDevice(Bytes<float>(max_rows * ffn.hidden)));
+  ISOTHERM_ASSIGN_OR_RETURN(arena_, cuda::AllocateDevice(cuda::kArenaBytes));
+  ISOTHERM_ASSIGN_OR_RETURN(counters_, cuda::AllocateDevice(counters));
+  ISOTHERM_ASSIGN_OR_RETURN(host_counters_, cuda::AllocatePinned(counters));
+  return absl::OkStatus();
+}
+
+void CudaDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {
+  if (channel != channel_) graphs_fit_ = true;
+  channel_ = channel;
+  placement_epoch_ = placement_epoch;
+}
+
+void CudaDevice::BeginPass(const PassInput& input) {
+  step_ = input.step;
+  longest_ = 1 + *std::max_element(input.positions.begin(), input.positions.end());
+  rows_ = input.rows();
+  failure_ = absl::OkStatus();
+  mode_ = Mode::kEager;
+  exchange_pending_ = false;
+  if (channel_ != nullptr) channel_->BeginStep(input.step);
+  bool moved = false;
+  Latch(tables_.Upload(input, stream(), moved));
+  if (moved) graphs_.clear();
+  Enqueue("clearing the counters", [&] {
+    return cudaMemsetAsync(counters_.get(), 0, Bytes<cuda::FfnCounters>(statistics_.layers.size()), stream());
+  });
+  const bool decode = rows_ <= cuda::kSparseRows && input.scored_rows == 0;
+  if (graphs_enabled_ && graphs_fit_ && decode && failure_.ok()) {
+    BeginGraph({rows_, static_cast<int64_t>(input.output_rows.size()), ContextPieces()});
+  }
+}
+
+int64_t CudaDevice::ContextPieces() const {
+  const auto pieces = static_cast<uint64_t>((longest_ + cuda::kSplitTokens - 1) / cuda::kSplitTokens);
+  return static_cast<int64_t>(std::bit_ceil(pieces));
+}
+
+absl::Status CudaDevice::EndPass() {
+  if (const absl::Status ended = EndGraph(); !ended.ok()) Latch(ended);
+  const auto layers = static_cast<int64_t>(statistics_.layers.size());
+  Enqueue("reading the counters", [&] {
+    return cudaMemcpyAsync(host_counters_.get(), counters_.get(), Bytes<cuda::FfnCounters>(layers),
+                           cudaMemcpyDeviceToHost, stream());
+  });
+  // Also after a failure: nothing of the pass may still run when the next one writes its tables.
+  Latch(Wait("running a pass"));
+  if (channel_ != nullptr) channel_->EndStep();
+  if (!failure_.ok()) return failure_;
+  const auto* const counters = static_cast<const cuda::FfnCounters*>(host_counters_.get());
+  for (int64_t l = 0; l < layers; ++l) {
+    statistics_.layers[l].hot_computed += static_cast<int64_t>(counters[l].computed);
+    statistics_.layers[l].active += static_cast<int64_t>(counters[l].active);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaDevice::Wait(const char* doing) {
+  return cuda::ToStatus(cudaStreamSynchronize(stream()), doing);
+}
+
+absl::Status CudaDevice::Read(const float* source, int64_t count, float* out) {
+  ISOTHERM_RETURN_IF_ERROR(
+      cuda::ToStatus(cudaMemcpyAsync(out, source, Bytes<float>(count), cudaMemcpyDeviceToHost, stream()),
+                     "reading results"));
+  return Wait("reading results");
+}
+
+PassStatistics CudaDevice::TakeStatistics() {
+  PassStatistics taken = std::move(statistics_);
+  statistics_ = PassStatistics();
+  statistics_.layers.resize(taken.layers.size());
+  return taken;
+}
+
+void CudaDevice::BeginGraph(const Shape& shape) {
+  shape_ = shape;
+  if (graphs_.contains(shape)) {
+    mode_ = Mode::kReplay;
+    return;
+  }
+  if (graphs_.size() >= kMostGraphs) graphs_.clear();
+  Latch(
+      cuda::ToStatus(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal), "capturing a pass"));
+  if (failure_.ok()) mode_ = Mode::kCapture;
+}
+
+absl::StatusOr<cuda::GraphExec> CudaDevice::FinishCapture() {
+  mode_ = Mode::kEager;
+  cudaGraph_t captured = nullptr;
+  const absl::Status status = cuda::ToStatus(cudaStreamEndCapture(stream(), &captured), "capturing a pass");
+  const cuda::Graph graph(captured);
+  ISOTHERM_RETURN_IF_ERROR(status);
+  ISOTHERM_RETURN_IF_ERROR(failure_);
+  cudaGraphExec_t executable = nullptr;
+  ISOTHERM_RETURN_IF_ERROR(
+      cuda::ToStatus(cudaGraphInstantiate(&executable, graph.get(), 0), "instantiating a graph"));
+  return cuda::GraphExec(executable);
+}
+
+void CudaDevice::LeaveGraph() {
+  if (mode_ != Mode::kCapture) return;
+  graphs_fit_ = false;
+  absl::StatusOr<cuda::GraphExec> graph = FinishCapture();
+  if (!graph.ok()) return Latch(graph.status());
+  Latch(cuda::ToStatus(cudaGraphLaunch(graph->get(), stream()), "launching part of a pass"));
+  // The graph must outlive its run.
+  Latch(Wait("running part of a pass"));
+}
+
+absl::Status CudaDevice::EndGraph() {
+  if (mode_ == Mode::kEager) return absl::OkStatus();
+  if (mode_ == Mode::kCapture) {
+    ISOTHERM_ASSIGN_OR_RETURN(graphs_[shape_], FinishCapture());
+  }
+  mode_ = Mode::kEager;
+  return cuda::ToStatus(cudaGraphLaunch(graphs_[shape_].get(), stream()), "launching a pass");
+}
+
+}  // namespace isotherm::gpu_worker

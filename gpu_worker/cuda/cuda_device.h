@@ -1,0 +1,146 @@
+#ifndef ISOTHERM_GPU_WORKER_CUDA_CUDA_DEVICE_H_
+#define ISOTHERM_GPU_WORKER_CUDA_CUDA_DEVICE_H_
+
+#include <compare>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/thread_pool.h"
+#include "gpu_worker/cuda/cublas.h"
+#include "gpu_worker/cuda/make_cuda_device.h"
+#include "gpu_worker/cuda/pass_tables.h"
+#include "gpu_worker/cuda/runtime.h"
+#include "gpu_worker/device/device.h"
+#include "gpu_worker/kernels/sparse_ffn.h"
+
+namespace isotherm::gpu_worker {
+
+// Device `cuda`: operators are enqueued on one stream. A decode pass is captured as a CUDA graph the first
+// time its shape occurs and replayed afterwards; operators then do nothing, as all that differs between two
+// passes of a shape lies in PassTables. One operator a file in this folder, under the name its twin has in
+// gpu_worker/host.
+class CudaDevice final : public Device {
+ public:
+  static absl::StatusOr<std::unique_ptr<CudaDevice>> Create(const CudaDeviceOptions& options);
+  ~CudaDevice() override;
+
+  std::string name() const override { return name_; }
+  absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryPurpose purpose) override;
+  absl::Status Write(const Buffer& buffer, int64_t offset, int64_t bytes,
+                     absl::FunctionRef<void(uint8_t*)> fill) override;
+  base::ThreadPool& loader_pool() override { return loader_pool_; }
+  double MeasureReadBandwidth() override;
+  absl::StatusOr<int64_t> AvailableMemory() const override;
+  int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const override;
+  absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;
+  void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) override;
+
+  void BeginPass(const PassInput& input) override;
+  absl::Status EndPass() override;
+  absl::Status Read(const float* source, int64_t count, float* out) override;
+
+  void Embed(const Embedding& embedding, float* x) override;
+  void Normalize(const Norm& norm, const float* x, int64_t rows, int64_t n, float* out) override;
+  void MatMul(const kernels::WeightMatrix& weight, const float* bias, const float* x, int64_t rows,
+              float* y) override;
+  void RopeAndWriteKv(const kernels::RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q,
+                      float* k, const float* v) override;
+  void Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale, float* out) override;
+  void Add(const float* x, const float* bias, float scale, int64_t rows, int64_t n, float* y) override;
+  void Relu(float* x, int64_t count) override;
+  void GatherOutputRows(const float* x, int64_t n, float* out) override;
+  void LogProbabilities(const float* logits, int64_t vocabulary, absl::Span<const uint32_t> targets,
+                        float* out) override;
+  void MaskAll(int64_t rows, uint64_t* masks) override;
+  void MaskFromScores(const float* scores, const float* bias, float threshold, bool strict, int64_t rows,
+                      uint64_t* masks) override;
+  void SketchScores(const uint8_t* sketch, const float* x, int64_t rows, float* scores) override;
+  void MaskFromHost(const float* input, int64_t rows, uint64_t* masks,
+                    absl::FunctionRef<absl::Status(const float*, uint64_t*)> fill) override;
+  void SendCold(const FfnCall& call, const HotLayer& hot) override;
+  void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) override;
+  void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) override;
+  PassStatistics TakeStatistics() override;
+
+ private:
+  // What the sequence of launches of a pass depends on.
+  struct Shape {
+    int64_t rows = 0;
+    int64_t output_rows = 0;
+    int64_t context_pieces = 0;  // longest context in attention's pieces, rounded up to a power of two
+    auto operator<=>(const Shape&) const = default;
+  };
+  enum class Mode { kEager, kCapture, kReplay };
+
+  CudaDevice(const CudaDeviceOptions& options, std::string name, cuda::Stream stream,
+             std::unique_ptr<cuda::Cublas> cublas);
+
+  cudaStream_t stream() const { return stream_.get(); }
+  void Latch(const absl::Status& status) {
+    if (failure_.ok()) failure_ = status;
+  }
+  // Runs launch() -> cudaError_t unless the pass has failed or a graph stands for it.
+  template <typename Launch>
+  void Enqueue(const char* what, const Launch& launch) {
+    if (mode_ == Mode::kReplay || !failure_.ok()) return;
+    Latch(cuda::ToStatus(launch(), what));
+  }
+  absl::Status Wait(const char* doing);
+  int64_t ContextPieces() const;
+
+  // Starts capturing, or finds that the shape has a graph.
+  void BeginGraph(const Shape& shape);
+  absl::StatusOr<cuda::GraphExec> FinishCapture();
+  // Runs what was captured so far and goes on without a graph: for operators that need the host.
+  void LeaveGraph();
+  absl::Status EndGraph();
+
+  // y[b, r] = weight . x by cuBLAS on tiles of F32 weights.
+  absl::Status DenseProduct(const kernels::WeightMatrix& weight, const float* x, int64_t rows, float* y);
+  absl::Status HotFfnSparse(const FfnCall& call, const HotLayer& hot, float* y);
+  absl::Status HotFfnTiled(const FfnCall& call, const HotLayer& hot, float* y);
+  // Fetches what the exchange wants and sends it from here.
+  absl::Status SendColdThroughHost(const FfnCall& call, const HotLayer& hot);
+  // Grows the staging memory to so many bytes.
+  absl::StatusOr<uint8_t*> Staging(int64_t bytes);
+
+  const std::string name_;
+  const bool graphs_enabled_;
+  base::ThreadPool loader_pool_;
+  cuda::Stream stream_;
+  std::unique_ptr<cuda::Cublas> cublas_;
+
+  FfnParameters ffn_;
+  exchange::Channel* channel_ = nullptr;
+  uint64_t placement_epoch_ = 0;
+
+  uint64_t step_ = 0;
+  int64_t rows_ = 0;
+  int64_t longest_ = 0;  // context of any row
+  Shape shape_;
+  Mode mode_ = Mode::kEager;
+  // A predictor on the host, or an exchange through it, leaves every pass anyway: capturing is then in vain.
+  bool graphs_fit_ = true;
+  absl::Status failure_;
+  bool exchange_pending_ = false;
+  PassStatistics statistics_;
+  std::map<Shape, cuda::GraphExec> graphs_;
+
+  cuda::PassTables tables_;
+  cuda::DeviceMemory values_;         // F32 [kSparseRows, ffn], of the sparse FFN
+  cuda::DeviceMemory partials_;       // its split sums
+  cuda::DeviceMemory sketch_inputs_;  // [max_rows, SketchInputBytes]
+  cuda::DeviceMemory arena_;          // scratch of one operator: tiles of weights, split attention
+  cuda::DeviceMemory cold_answer_;    // F32 [max_rows, hidden]
+  cuda::DeviceMemory counters_;       // FfnCounters [layers]
+  cuda::PinnedMemory host_counters_;
+  // For Write and for what passes through the host; grows.
+  cuda::PinnedMemory staging_;
+  int64_t staging_bytes_ = 0;
+};
+
+}  // namespace isotherm::gpu_worker
+
+#endif  // ISOTHERM_GPU_WORKER_CUDA_CUDA_DEVICE_H_

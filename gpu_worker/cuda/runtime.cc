@@ -1,0 +1,55 @@
+#include "gpu_worker/cuda/runtime.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace isotherm::gpu_worker::cuda {
+
+absl::Status ToStatus(cudaError_t error, const char* doing) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  const std::string message =
+      absl::StrCat("CUDA, ", doing, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
+  return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(message)
+                                            : absl::InternalError(message);
+}
+
+absl::StatusOr<Stream> MakeStream() {
+  cudaStream_t stream = nullptr;
+  ISOTHERM_RETURN_IF_ERROR(
+      ToStatus(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream"));
+  return Stream(stream);
+}
+
+absl::StatusOr<Event> MakeEvent() {
+  cudaEvent_t event = nullptr;
+  ISOTHERM_RETURN_IF_ERROR(ToStatus(cudaEventCreate(&event), "making an event"));
+  return Event(event);
+}
+
+absl::StatusOr<DeviceMemory> AllocateDevice(int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaMalloc(&memory, static_cast<size_t>(bytes));
+  if (error == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());  // not sticky: later launches must not see it
+    size_t free = 0, total = 0;
+    ISOTHERM_RETURN_IF_ERROR(ToStatus(cudaMemGetInfo(&free, &total), "asking for the free memory"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "cannot allocate ", bytes, " bytes of device memory: ", free, " of ", total, " bytes are free"));
+  }
+  ISOTHERM_RETURN_IF_ERROR(ToStatus(error, "allocating device memory"));
+  return DeviceMemory(memory);
+}
+
+absl::StatusOr<PinnedMemory> AllocatePinned(int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t error = cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocDefault);
+  if (error == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot allocate ", bytes, " bytes of page-locked host memory"));
+  }
+  ISOTHERM_RETURN_IF_ERROR(ToStatus(error, "allocating page-locked host memory"));
+  return PinnedMemory(memory);
+}
+
+}  // namespace isotherm::gpu_worker::cuda
