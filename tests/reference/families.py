@@ -344,10 +344,8 @@ def write_gguf(case: FamilyCase, path: Path, tensors: list[tuple[str, np.ndarray
     writer.close()
 
 
-def to_state(case: FamilyCase, weights: Weights) -> dict[str, Any]:
-    """transformers' state dictionary of a file's tensors."""
-    import torch
-
+def to_state(case: FamilyCase, weights: Weights) -> Weights:
+    """transformers' state dictionary of a file's tensors, in float64."""
     names = {**LLAMA_NAMES, **case.family.names}
     state = {}
     for name, array in weights.items():
@@ -364,7 +362,7 @@ def to_state(case: FamilyCase, weights: Weights) -> dict[str, Any]:
         if case.family is NEMOTRON and part.endswith("norm") and suffix == "weight":
             array = array.astype(np.float64) - 1  # the module adds it again
         module = names[part] if len(parts) == 2 else f"{names['layer']}.{parts[1]}.{names[part]}"
-        state[f"{module}.{suffix}"] = torch.from_numpy(np.array(array, dtype=np.float64))
+        state[f"{module}.{suffix}"] = np.array(array, dtype=np.float64)
     return state
 
 
@@ -381,7 +379,8 @@ def load(case: FamilyCase, weights: Weights) -> Any:
     import torch
 
     model = case.family.build(case).to(torch.float64).eval()
-    missing, unexpected = model.load_state_dict(to_state(case, weights), strict=False)
+    state = {name: torch.from_numpy(array) for name, array in to_state(case, weights).items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if case.tied else set()), (missing, unexpected)
     model.tie_weights()
     return model

@@ -45,6 +45,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
                            "new_decoder_architecture": False, "parallel_attn": True, "bias": False},
     "falcon-40b": _SIZES | {"architectures": ["FalconForCausalLM"], "activation": "gelu", "num_kv_heads": KV_HEADS,
                             "new_decoder_architecture": True},
+    "falcon-40b-relu": _SIZES | {"architectures": ["FalconForCausalLM"], "activation": "relu", "num_kv_heads": KV_HEADS,
+                                 "new_decoder_architecture": True},
     "opt": _SIZES | {"architectures": ["OPTForCausalLM"], "activation_function": "relu", "ffn_dim": FFN,
                      "word_embed_proj_dim": HIDDEN, "do_layer_norm_before": True, "tie_word_embeddings": True},
 }
@@ -60,17 +62,24 @@ class _Weights:
     def linear(self, name: str, rows: int, columns: int, bias: bool = False) -> None:
         self.state[f"{name}.weight"] = (self._rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32)
         if bias:
-            self.state[f"{name}.bias"] = self._rng.standard_normal(rows).astype(np.float32)
+            self.state[f"{name}.bias"] = self._bias(rows)
+
+    def embedding(self, name: str, rows: int) -> None:
+        self.state[f"{name}.weight"] = self._rng.standard_normal((rows, HIDDEN)).astype(np.float32)
 
     def norm(self, name: str, bias: bool = False) -> None:
         self.state[f"{name}.weight"] = self._rng.uniform(0.5, 1.5, HIDDEN).astype(np.float32)
         if bias:
-            self.state[f"{name}.bias"] = self._rng.standard_normal(HIDDEN).astype(np.float32)
+            self.state[f"{name}.bias"] = self._bias(HIDDEN)
+
+    def _bias(self, width: int) -> np.ndarray:
+        """Small enough for tokens to matter more."""
+        return (0.1 * self._rng.standard_normal(width)).astype(np.float32)
 
 
 def _llama_state(weights: _Weights, config: dict[str, Any], gated: bool, attention_bias: bool, norm_bias: bool) -> None:
     dim = config.get("head_dim", HIDDEN // HEADS)
-    weights.linear("model.embed_tokens", VOCAB, HIDDEN)
+    weights.embedding("model.embed_tokens", VOCAB)
     weights.norm("model.norm", norm_bias)
     if not config["tie_word_embeddings"]:
         weights.linear("lm_head", VOCAB, HIDDEN)
@@ -89,7 +98,7 @@ def _llama_state(weights: _Weights, config: dict[str, Any], gated: bool, attenti
 def _falcon_state(weights: _Weights, config: dict[str, Any]) -> None:
     new = config["new_decoder_architecture"]
     kv_heads, dim = (KV_HEADS if new else 1), HIDDEN // HEADS
-    weights.linear("transformer.word_embeddings", VOCAB, HIDDEN)
+    weights.embedding("transformer.word_embeddings", VOCAB)
     weights.norm("transformer.ln_f", bias=True)
     weights.linear("lm_head", VOCAB, HIDDEN)
     for layer in range(LAYERS):
@@ -104,8 +113,8 @@ def _falcon_state(weights: _Weights, config: dict[str, Any]) -> None:
 
 def _opt_state(weights: _Weights) -> None:
     p = "model.decoder."
-    weights.linear(f"{p}embed_tokens", VOCAB, HIDDEN)
-    weights.linear(f"{p}embed_positions", 130, HIDDEN)
+    weights.embedding(f"{p}embed_tokens", VOCAB)
+    weights.embedding(f"{p}embed_positions", 130)
     weights.norm(f"{p}final_layer_norm", bias=True)
     for layer in range(LAYERS):
         p = f"model.decoder.layers.{layer}."

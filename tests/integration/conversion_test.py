@@ -1,0 +1,89 @@
+"""One checkpoint as an ordinary GGUF, with Isotherm's predictors and in PowerInfer's form: exact mode says the same in each."""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+import client
+import cluster
+import stubs
+import suite
+
+TOOLS = suite.SOURCE / "tools/python"
+PYTHON = suite.SOURCE / ".venv/bin/python"
+TOKENS = 24
+PROMPTS = ([1, 70, 80, 90], [1, 200, 30, 4, 55, 261])
+TEXT = [1, *((37 * i) % 280 + 3 for i in range(40))]
+FLAGS = ("--kv-tokens=256", "--max-prefill-rows=32", "--max-decode-rows=4")
+
+
+def run_tools(program, *arguments):
+    """Runs a Python program with the tools' packages; skips the test where they are missing."""
+    python = PYTHON if PYTHON.exists() else "python3"
+    environment = os.environ | {"PYTHONPATH": f"{TOOLS}:{TOOLS / 'tests'}"}
+    if subprocess.run([python, "-c", "import gguf, numpy"], capture_output=True, check=False).returncode != 0:
+        raise unittest.SkipTest(f"{python} has no gguf or numpy (make venv installs them)")
+    subprocess.run([python, "-c", program, *arguments], env=environment, check=True, capture_output=True)
+
+
+def write_checkpoint(folder, family):
+    """FOLDER/model, a random checkpoint of F16 weights, and FOLDER/predictors, which keep about half of the neurons."""
+    run_tools("import pathlib, sys, hf_folders as hf\n"
+              "folder, family = pathlib.Path(sys.argv[1]), sys.argv[2]\n"
+              "hf.write_folder(folder / 'model', family, 'F16')\n"
+              "hf.write_predictors(folder / 'predictors', hf.LAYERS, hf.HIDDEN, hf.ffn_width(family))", str(folder), family)
+
+
+def convert(folder, name, *arguments):
+    path = folder / f"{name}.gguf"
+    run_tools("import sys; from isotherm_tools.convert import convert; convert(sys.argv[1:])",
+              str(folder / "model"), "--out", str(path), *arguments)
+    return path
+
+
+def answers(model, *flags):
+    """Greedy tokens of each prompt, each computed exactly, and the log-probabilities of a text of random tokens."""
+    with cluster.Cluster(model=model, gpu_worker=[*FLAGS, *flags]) as running:
+        streams = [client.generate(running, client.greedy(prompt, TOKENS)) for prompt in PROMPTS]
+        for stream in streams:
+            assert stream.complete.execution.mode == stubs.inference.EXECUTION_MODE_EXACT
+        return [stream.tokens for stream in streams], list(client.score(running, TEXT).log_probabilities)
+
+
+class ConversionTest(unittest.TestCase):
+    def check_family(self, family, type_name):
+        with tempfile.TemporaryDirectory(prefix="isotherm-test-") as name:
+            folder = pathlib.Path(name)
+            write_checkpoint(folder, family)
+            of_type = ("--type", type_name)
+            predictors = str(folder / "predictors")
+            tokens, scores = answers(convert(folder, "plain", *of_type), "--predictor=all")
+            self.assertTrue(all(len(each) == TOKENS for each in tokens))
+            self.assertGreater(max(scores) - min(scores), 1, "a model that finds every token alike proves little")
+            own = convert(folder, "own", *of_type, predictors)
+            powerinfer = convert(folder, "powerinfer", *of_type, predictors, "--powerinfer")
+            self.assertEqual(b"PWRI", powerinfer.read_bytes()[:4])
+            for model in (own, powerinfer):
+                same_tokens, same_scores = answers(model, "--predictor=gate")
+                self.assertEqual(tokens, same_tokens, model.name)
+                for want, got in zip(scores, same_scores, strict=True):
+                    # The KV cache is F16: an entry rounded the other way moves what follows by some 1e-3.
+                    self.assertAlmostEqual(want, got, delta=5e-3, msg=model.name)
+
+    def test_llama_with_relu_in_f16(self):
+        self.check_family("llama-relu-tied", "f16")
+
+    def test_falcon_40b_in_f32(self):
+        self.check_family("falcon-40b-relu", "f32")
+
+    def test_opt_in_f16(self):
+        self.check_family("opt", "f16")
+
+    def test_bamboo_in_f32(self):
+        self.check_family("bamboo", "f32")
+
+
+if __name__ == "__main__":
+    suite.main()
