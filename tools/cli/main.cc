@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/command_line.h"
+#include "common/observe/log.h"
 #include "tools/cli/commands.h"
 
 namespace isotherm::cli {
@@ -56,6 +57,10 @@ int Run(int argc, char** argv) {
     if (!parsed->answer.empty()) {
       std::cout << parsed->answer;
       return 0;
+    }
+    // Standard output is for results; progress is a log line where there is no terminal.
+    if (const absl::Status logging = observe::InitLogging("isotherm", "info", "text"); !logging.ok()) {
+      return rpc::ExitCode(logging);
     }
     return rpc::ExitCode(command.run(parsed->arguments));
   }
