@@ -19,7 +19,7 @@ struct HostDeviceOptions {
 
 // Device `host`: every operator runs at once on the CPU kernels. The reference for the CUDA device, and what
 // serves on machines without a GPU. One operator a file in this folder, under the name its CUDA twin has.
-class HostDevice final : public Device {
+class HostDevice : public Device {
  public:
   explicit HostDevice(const HostDeviceOptions& options);
   ~HostDevice() override;

@@ -48,7 +48,11 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
   runner.max_prefill_rows = 64;
   runner.max_decode_rows = 32;
   runner.predictor = options.predictor;
-  ISOTHERM_ASSIGN_OR_RETURN(harness->device_, MakeTestDevice(options.threads, /*graphs=*/true));
+  if (options.make_device) {
+    harness->device_ = options.make_device();
+  } else {
+    ISOTHERM_ASSIGN_OR_RETURN(harness->device_, MakeTestDevice(options.threads, /*graphs=*/true));
+  }
   ISOTHERM_ASSIGN_OR_RETURN(
       auto predictor,
       MakePredictor(*harness->model_, {options.predictor, options.threshold_shift, runner.max_rows()},

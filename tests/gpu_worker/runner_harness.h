@@ -1,6 +1,7 @@
 #ifndef ISOTHERM_TESTS_GPU_WORKER_RUNNER_HARNESS_H_
 #define ISOTHERM_TESTS_GPU_WORKER_RUNNER_HARNESS_H_
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +20,8 @@ struct HarnessOptions {
   int threads = 1;
   float threshold_shift = 0;
   std::optional<neuron::Placement> placement;  // absent: every neuron hot
+  // Null: MakeTestDevice.
+  std::function<std::unique_ptr<Device>()> make_device;
 };
 
 // The device that $ISOTHERM_TEST_DEVICE names, `host` where it is unset: the same tests hold for every
@@ -46,6 +49,7 @@ class RunnerHarness {
   }
 
   const model::Model& model() const { return *model_; }
+  const RunnerOptions& options() const { return options_; }
   Runner& runner() { return *runner_; }
 
  private:

@@ -1,0 +1,101 @@
+// What the layer graph asks of a device, by family: the memory that was planned, and operators in the right
+// order.
+
+#include <gtest/gtest.h>
+
+#include <array>
+
+#include "gpu_worker/host/host_device.h"
+#include "tests/gguf/fixture.h"
+#include "tests/gpu_worker/runner_harness.h"
+
+namespace isotherm::gpu_worker {
+namespace {
+
+struct Record {
+  std::array<int64_t, kMemoryPurposes> bytes = {};
+  std::string operators;  // 'A' for Attention, 'S' for SendCold, 'H' for HotFfn, 'M' for MergeCold
+};
+
+// A host device that notes what it is asked for.
+class RecordingDevice final : public HostDevice {
+ public:
+  explicit RecordingDevice(Record* record) : HostDevice({.threads = 1}), record_(*record) {}
+
+  absl::StatusOr<Buffer> Allocate(int64_t bytes, MemoryPurpose purpose) override {
+    record_.bytes[static_cast<int>(purpose)] += bytes;
+    return HostDevice::Allocate(bytes, purpose);
+  }
+  void Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale,
+                 float* out) override {
+    record_.operators += 'A';
+    HostDevice::Attention(kv, q, heads, scale, out);
+  }
+  void SendCold(const FfnCall& call, const HotLayer& hot) override {
+    record_.operators += 'S';
+    HostDevice::SendCold(call, hot);
+  }
+  void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) override {
+    record_.operators += 'H';
+    HostDevice::HotFfn(call, hot, y);
+  }
+  void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) override {
+    record_.operators += 'M';
+    HostDevice::MergeCold(call, hot, y);
+  }
+
+ private:
+  Record& record_;
+};
+
+std::unique_ptr<RunnerHarness> Load(const std::string& fixture, PredictorKind predictor, Record* record) {
+  HarnessOptions options;
+  options.predictor = predictor;
+  options.make_device = [record] { return std::make_unique<RecordingDevice>(record); };
+  auto model = model::Model::Open(testing::FixturePath(fixture + ".gguf"));
+  EXPECT_TRUE(model.ok()) << model.status();
+  auto harness = RunnerHarness::Create(*std::move(model), options);
+  EXPECT_TRUE(harness.ok()) << harness.status();
+  return *std::move(harness);
+}
+
+TEST(DecoderTest, AllocatesWhatWasPlanned) {
+  for (const auto& [fixture, predictor] : {std::pair{"gqa-relu-q4_0", PredictorKind::kGate},
+                                           {"llama3-silu-f32", PredictorKind::kAll},
+                                           {"powerinfer-rank48-f32", PredictorKind::kLowRank},
+                                           {"mistral-drelu-q8_0", PredictorKind::kSketch},
+                                           {"qwen2-silu-q8_0", PredictorKind::kAll},
+                                           {"nemotron-relu2-f16", PredictorKind::kGate},
+                                           {"falcon7b-relu-f32", PredictorKind::kGate},
+                                           {"falcon40b-powerinfer-f16", PredictorKind::kLowRank},
+                                           {"opt-relu-f32", PredictorKind::kSketch},
+                                           {"opt-relu-q8_0", PredictorKind::kGate}}) {
+    Record record;
+    const auto harness = Load(fixture, predictor, &record);
+    const absl::StatusOr<MemoryPlan> plan =
+        PlanMemory(harness->model(), harness->options(), PlacementSource(), /*read_bandwidth=*/1e10);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    for (int i = 0; i < kMemoryPurposes; ++i) {
+      EXPECT_EQ(record.bytes[i], plan->bytes[i])
+          << fixture << ", " << MemoryPurposeName(static_cast<MemoryPurpose>(i));
+    }
+  }
+}
+
+std::string OperatorsOf(const std::string& fixture) {
+  Record record;
+  const auto harness = Load(fixture, PredictorKind::kAll, &record);
+  const auto success = harness->Run({harness->Slice(0, 0, {1}, worker::v1::STEP_OUTPUT_LAST_LOGITS)});
+  EXPECT_TRUE(success.ok()) << success.status();
+  return record.operators;
+}
+
+TEST(DecoderTest, ColdWorkLeavesBeforeAnAttentionThatItDoesNotNeed) {
+  EXPECT_EQ(OperatorsOf("falcon7b-gelu-f16"), "SAHMSAHM");
+  EXPECT_EQ(OperatorsOf("falcon40b-relu-f32"), "SAHM");
+  EXPECT_EQ(OperatorsOf("opt-relu-q8_0"), "ASHMASHM");
+  EXPECT_EQ(OperatorsOf("mistral-relu-f16"), "ASHMASHM");
+}
+
+}  // namespace
+}  // namespace isotherm::gpu_worker
