@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,15 @@ struct RequestBuffers {
   float* gate_values = nullptr;  // room for rows * ffn values where the geometry has them
 };
 
+// The region of a channel, for a device that fills slots and rings by itself.
+struct SharedMemory {
+  void* base = nullptr;
+  int64_t bytes = 0;
+  Geometry geometry;
+  uint64_t generation = 0;
+  absl::Duration timeout;
+};
+
 // Client side. Thread-compatible: one driver thread, one exchange in flight.
 class Channel {
  public:
@@ -62,6 +72,15 @@ class Channel {
   // Bounded by the channel's time-out (DeadlineExceeded); Unavailable when the worker is gone, DataLoss when
   // the echo does not match. After any error the channel is dead and every call returns the first error.
   virtual absl::StatusOr<Answer> Await() = 0;
+
+  // Absent where the transport has none; mapped while the channel lives.
+  virtual std::optional<SharedMemory> shared_memory() const = 0;
+  // Sequence number of the last exchange, and what a device says of those it has made since: the last one's
+  // number, the rows of each and the gate values of all. Only between exchanges.
+  virtual uint32_t sequence() const = 0;
+  virtual void Advance(uint32_t sequence, int64_t rows, int64_t gate_values) = 0;
+  // Kills the channel for what a device has met; returns the error that stays.
+  virtual absl::Status Fail(const absl::Status& error) = 0;
 
   virtual bool failed() const = 0;
   virtual int64_t bytes_exchanged() const = 0;

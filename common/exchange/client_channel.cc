@@ -15,8 +15,8 @@ ClientChannel::ClientChannel(const ClientOptions& options, uint64_t generation,
     : geometry_(options.geometry),
       timeout_(options.exchange_timeout),
       spin_(absl::Microseconds(options.spin_us)),
-      stream_(std::move(stream)),
-      generation_(generation) {}
+      generation_(generation),
+      stream_(std::move(stream)) {}
 
 absl::Status ClientChannel::Latch(absl::Status error) {
   if (!dead()) {
@@ -56,6 +56,14 @@ absl::Status ClientChannel::Send(int64_t gate_value_count) {
   bytes_exchanged_ += static_cast<int64_t>(sizeof(Descriptor)) +
                       MakeFrameLayout(geometry_, request_.rows, gate_value_count).bytes;
   return absl::OkStatus();
+}
+
+void ClientChannel::Advance(uint32_t sequence, int64_t rows, int64_t gate_values) {
+  const int64_t exchanges = sequence - sequence_;
+  const int64_t frame = MakeFrameLayout(geometry_, rows, 0).bytes + AnswerBytes(geometry_, rows);
+  bytes_exchanged_ += exchanges * (2 * static_cast<int64_t>(sizeof(Descriptor)) + frame) +
+                      gate_values * static_cast<int64_t>(sizeof(float));
+  sequence_ = sequence;
 }
 
 absl::StatusOr<Channel::Answer> ClientChannel::Await() {

@@ -17,6 +17,9 @@ class ClientChannel : public Channel {
   absl::StatusOr<RequestBuffers> Begin(const RequestHeader& header) final;
   absl::Status Send(int64_t gate_value_count) final;
   absl::StatusOr<Answer> Await() final;
+  uint32_t sequence() const final { return sequence_; }
+  void Advance(uint32_t sequence, int64_t rows, int64_t gate_values) final;
+  absl::Status Fail(const absl::Status& error) final { return Latch(error); }
   int64_t bytes_exchanged() const final { return bytes_exchanged_; }
 
  protected:
@@ -40,13 +43,13 @@ class ClientChannel : public Channel {
   const Geometry geometry_;
   const absl::Duration timeout_;
   const absl::Duration spin_;
+  const uint64_t generation_;
   std::unique_ptr<ClientStream> stream_;
 
  private:
   enum class Turn { kBegin, kSend, kAwait };
   absl::Status TakeTurn(Turn turn, const char* call);
 
-  const uint64_t generation_;
   absl::Status error_;
   Turn turn_ = Turn::kBegin;
   Descriptor request_{};

@@ -16,6 +16,7 @@ class InlineClient final : public ClientChannel {
   Transport transport() const override { return Transport::kInline; }
   void BeginStep(uint64_t step) override { SendStep(step, kFlagStepOpens); }
   void EndStep() override { SendStep(step_, kFlagStepCloses); }
+  std::optional<SharedMemory> shared_memory() const override { return std::nullopt; }
   bool failed() const override { return dead() || stream_->ended(); }
 
  protected:

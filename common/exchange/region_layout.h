@@ -1,17 +1,16 @@
 #ifndef ISOTHERM_COMMON_EXCHANGE_REGION_LAYOUT_H_
 #define ISOTHERM_COMMON_EXCHANGE_REGION_LAYOUT_H_
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
+#include "common/exchange/descriptor.h"
 #include "common/exchange/geometry.h"
 #include "common/neuron/mask.h"
 
 // The bytes both sides of an exchange agree on: the shared-memory region, and the frames of the inline
-// transport. Plain data without dependence on gRPC, so that device code can include it. Change anything here
-// and kRegionLayoutVersion goes up.
+// transport. Change anything here or in descriptor.h and kRegionLayoutVersion goes up.
 //
 // A region is a header of one page and then a ring of slots. One exchange is: the client fills the slot of
 // its sequence number (payload and descriptor), then stores the sequence number to the request doorbell with
@@ -19,51 +18,9 @@
 // same number to the answer doorbell with release.
 namespace isotherm::exchange {
 
-static_assert(std::endian::native == std::endian::little, "the layout is little-endian");
-
 inline constexpr uint64_t kRegionMagic = 0x6d72'6568'746f'7369;  // "isotherm" as bytes
 inline constexpr uint32_t kRegionLayoutVersion = 1;
-inline constexpr int64_t kCacheLine = 64;
 inline constexpr int64_t kRegionHeaderBytes = 4096;
-
-// Two slots: the answer of one exchange stays whole while the next request is being written.
-inline constexpr uint32_t kSlots = 2;
-static_assert(std::has_single_bit(kSlots),
-              "sequence % slots must stay in step when the 32-bit sequence number wraps");
-
-enum DescriptorFlag : uint32_t {
-  kFlagDense = 1u << 0,       // compute up and down also where the gate is zero
-  kFlagGateValues = 1u << 1,  // the compacted gate activations are present
-  // Inline transport only, without a payload and without an answer: what RegionHeader::step_open says in
-  // shared memory.
-  kFlagStepOpens = 1u << 2,
-  kFlagStepCloses = 1u << 3,
-};
-inline constexpr uint32_t kRequestFlags = kFlagDense | kFlagGateValues;
-
-// Describes a request; the answer carries it again, with the last three fields filled in.
-struct Descriptor {
-  uint64_t step;
-  uint64_t
-      generation;  // RegionHeader::generation; 0 inline, where the stream itself is new with every connection
-  uint64_t placement_epoch;
-  // Answer: CLOCK_MONOTONIC of the server in nanoseconds. The same clock as the client's on one host.
-  uint64_t answered_at_ns;
-  uint32_t layer;
-  uint32_t rows;
-  uint32_t flags;
-  uint32_t gate_value_count;
-  uint32_t sequence;  // the doorbells' value for this exchange; the first is 1
-  uint32_t computed;  // answer: mask bits set, summed over rows
-  uint32_t active;    // answer: of those, neurons that fired
-  uint32_t reserved;  // zero
-};
-static_assert(sizeof(Descriptor) == kCacheLine && std::is_trivially_copyable_v<Descriptor>);
-static_assert(offsetof(Descriptor, generation) == 8 && offsetof(Descriptor, placement_epoch) == 16);
-static_assert(offsetof(Descriptor, answered_at_ns) == 24 && offsetof(Descriptor, layer) == 32);
-static_assert(offsetof(Descriptor, rows) == 36 && offsetof(Descriptor, flags) == 40);
-static_assert(offsetof(Descriptor, gate_value_count) == 44 && offsetof(Descriptor, sequence) == 48);
-static_assert(offsetof(Descriptor, computed) == 52 && offsetof(Descriptor, active) == 56);
 
 struct RegionHeader {
   // Written by the server before anyone else can see the region, then constant.

@@ -20,6 +20,9 @@ class ShmClient final : public ClientChannel {
   Transport transport() const override { return Transport::kSharedMemory; }
   void BeginStep(uint64_t step) override;
   void EndStep() override;
+  std::optional<SharedMemory> shared_memory() const override {
+    return SharedMemory{region_->header(), region_->bytes(), geometry_, generation_, timeout_};
+  }
   bool failed() const override { return dead() || region_->failed(); }
 
  protected:

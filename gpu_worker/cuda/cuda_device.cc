@@ -143,16 +143,24 @@ absl::Status CudaDevice::Configure(const FfnParameters& ffn, int64_t layers, int
 }
 
 void CudaDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {
-  if (channel != channel_) graphs_fit_ = true;
-  channel_ = channel;
   placement_epoch_ = placement_epoch;
+  if (channel == channel_) return;
+  graphs_fit_ = true;
+  graphs_.clear();  // the old channel's memory is in them
+  direct_.reset();
+  attached_ = absl::OkStatus();
+  channel_ = channel;
+  if (channel == nullptr) return;
+  auto direct = cuda::DirectExchange::Attach(*channel, static_cast<int64_t>(statistics_.layers.size()));
+  attached_ = direct.status();
+  if (direct.ok()) direct_ = *std::move(direct);
 }
 
 void CudaDevice::BeginPass(const PassInput& input) {
   step_ = input.step;
   longest_ = 1 + *std::max_element(input.positions.begin(), input.positions.end());
   rows_ = input.rows();
-  failure_ = absl::OkStatus();
+  failure_ = attached_;
   mode_ = Mode::kEager;
   exchange_pending_ = false;
   if (channel_ != nullptr) channel_->BeginStep(input.step);
@@ -162,6 +170,7 @@ void CudaDevice::BeginPass(const PassInput& input) {
   Enqueue("clearing the counters", [&] {
     return cudaMemsetAsync(counters_.get(), 0, Bytes<cuda::FfnCounters>(statistics_.layers.size()), stream());
   });
+  if (direct_ != nullptr) Latch(direct_->BeginPass(step_, placement_epoch_, stream()));
   const bool decode = rows_ <= cuda::kSparseRows && input.scored_rows == 0;
   if (graphs_enabled_ && graphs_fit_ && decode && failure_.ok()) {
     BeginGraph({rows_, static_cast<int64_t>(input.output_rows.size()), ContextPieces()});
@@ -180,8 +189,12 @@ absl::Status CudaDevice::EndPass() {
     return cudaMemcpyAsync(host_counters_.get(), counters_.get(), Bytes<cuda::FfnCounters>(layers),
                            cudaMemcpyDeviceToHost, stream());
   });
-  // Also after a failure: nothing of the pass may still run when the next one writes its tables.
-  Latch(Wait("running a pass"));
+  // Also after a failure: nothing of the pass may still run when the next one writes its tables, and the
+  // exchanges it made have happened.
+  if (direct_ != nullptr) Latch(direct_->EndPass(stream()));
+  const absl::Status idle = Wait("running a pass");
+  Latch(idle);
+  if (direct_ != nullptr && idle.ok()) Latch(direct_->Finish(rows_, statistics_));
   if (channel_ != nullptr) channel_->EndStep();
   if (!failure_.ok()) return failure_;
   const auto* const counters = static_cast<const cuda::FfnCounters*>(host_counters_.get());

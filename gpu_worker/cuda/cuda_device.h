@@ -9,6 +9,7 @@
 
 #include "common/base/thread_pool.h"
 #include "gpu_worker/cuda/cublas.h"
+#include "gpu_worker/cuda/direct_exchange.h"
 #include "gpu_worker/cuda/make_cuda_device.h"
 #include "gpu_worker/cuda/pass_tables.h"
 #include "gpu_worker/cuda/runtime.h"
@@ -115,6 +116,8 @@ class CudaDevice final : public Device {
   FfnParameters ffn_;
   exchange::Channel* channel_ = nullptr;
   uint64_t placement_epoch_ = 0;
+  std::unique_ptr<cuda::DirectExchange> direct_;  // null: exchanges go through the host
+  absl::Status attached_;                         // why they cannot go at all
 
   uint64_t step_ = 0;
   int64_t rows_ = 0;

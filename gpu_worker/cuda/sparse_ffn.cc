@@ -128,6 +128,9 @@ absl::Status CudaDevice::HotFfnTiled(const FfnCall& call, const HotLayer& hot, f
 
 void CudaDevice::SendCold(const FfnCall& call, const HotLayer& hot) {
   if (hot.count == ffn_.ffn) return;
+  if (direct_ != nullptr) {
+    return Enqueue("sending cold neurons", [&] { return direct_->Send(call, hot.hot_mask, ffn_, stream()); });
+  }
   LeaveGraph();
   if (!failure_.ok()) return;
   if (channel_ == nullptr) return Latch(absl::UnavailableError("the CPU worker is not connected"));
@@ -163,6 +166,9 @@ absl::Status CudaDevice::SendColdThroughHost(const FfnCall& call, const HotLayer
 }
 
 void CudaDevice::MergeCold(const FfnCall& call, const HotLayer& hot, float* y) {
+  if (direct_ != nullptr && hot.count < ffn_.ffn) {
+    return Enqueue("merging cold neurons", [&] { return direct_->Merge(call, ffn_, y, stream()); });
+  }
   if (!exchange_pending_) return;
   exchange_pending_ = false;
   const absl::StatusOr<exchange::Channel::Answer> answer = channel_->Await();

@@ -112,6 +112,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options, std:
   return engine;
 }
 
+// The device lets go of the channel's memory before the channel goes.
+Engine::~Engine() {
+  if (device_ != nullptr) device_->SetChannel(nullptr, 0);
+}
+
 absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_ASSIGN_OR_RETURN(model_, model::Model::Open(options.model_path));
   const model::Hyperparameters& h = model_->hyperparameters();
@@ -214,6 +219,7 @@ absl::Status Engine::EnsureReady() {
 
 absl::Status Engine::EnsureReadyLocked() {
   if (cold_ == nullptr || cold_->connected()) return absl::OkStatus();
+  device_->SetChannel(nullptr, 0);  // before a dead channel's memory goes
   const absl::Status status = cold_->EnsureConnected();
   if (status.ok() && firing_log_ != nullptr) {
     device_->TakeFirings();

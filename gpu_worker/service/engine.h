@@ -44,6 +44,7 @@ struct EngineOptions {
 // Thread-safe.
 class Engine {
  public:
+  ~Engine();
   // Checks memory, plans, loads and reports progress in the log.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(EngineOptions options, std::unique_ptr<Device> device);
 

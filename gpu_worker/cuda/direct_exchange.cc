@@ -1,0 +1,138 @@
+#include "gpu_worker/cuda/direct_exchange.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/exchange/region_layout.h"
+#include "common/neuron/mask.h"
+
+namespace isotherm::gpu_worker::cuda {
+namespace {
+
+ExchangeRegion MapRegion(uint8_t* base, const exchange::SharedMemory& memory) {
+  const exchange::RegionLayout layout = exchange::MakeRegionLayout(memory.geometry, exchange::kSlots);
+  const auto word = [&](size_t offset) { return reinterpret_cast<uint32_t*>(base + offset); };
+  ExchangeRegion region;
+  region.slots = base + exchange::kRegionHeaderBytes;
+  region.slot_bytes = layout.slot_bytes;
+  region.x = layout.x;
+  region.masks = layout.masks;
+  region.gate_values = layout.gate_values;
+  region.answer = layout.answer;
+  region.y = layout.y;
+  region.request_doorbell = word(offsetof(exchange::RegionHeader, request_doorbell));
+  region.answer_doorbell = word(offsetof(exchange::RegionHeader, answer_doorbell));
+  region.failed = word(offsetof(exchange::RegionHeader, failed));
+  region.generation = memory.generation;
+  region.timeout_ns =
+      static_cast<uint64_t>(absl::ToInt64Nanoseconds(std::min(memory.timeout, absl::Hours(24))));
+  return region;
+}
+
+ExchangeCall MakeCall(const FfnCall& call, const FfnParameters& ffn) {
+  ExchangeCall made;
+  made.layer = static_cast<uint32_t>(call.layer);
+  made.flags =
+      (call.dense ? exchange::kFlagDense : 0u) | (call.gate != nullptr ? exchange::kFlagGateValues : 0u);
+  made.rows = call.rows;
+  made.hidden = ffn.hidden;
+  made.ffn = ffn.ffn;
+  made.x = call.x;
+  made.masks = call.masks;
+  made.gate = call.gate;
+  return made;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DirectExchange>> DirectExchange::Attach(exchange::Channel& channel,
+                                                                       int64_t layers) {
+  const std::optional<exchange::SharedMemory> memory = channel.shared_memory();
+  if (!memory.has_value()) return nullptr;
+  std::unique_ptr<DirectExchange> direct(new DirectExchange(channel, *memory, layers));
+  ISOTHERM_RETURN_IF_ERROR(direct->Register());
+  const int64_t words = memory->geometry.max_rows * neuron::MaskWords(memory->geometry.ffn);
+  ISOTHERM_ASSIGN_OR_RETURN(direct->state_, AllocateDevice(direct->StateBytes()));
+  ISOTHERM_ASSIGN_OR_RETURN(direct->host_state_, AllocatePinned(direct->StateBytes()));
+  ISOTHERM_ASSIGN_OR_RETURN(direct->gate_offsets_,
+                            AllocateDevice(words * static_cast<int64_t>(sizeof(uint32_t))));
+  return direct;
+}
+
+absl::Status DirectExchange::Register() {
+  ISOTHERM_RETURN_IF_ERROR(ToStatus(cudaHostRegister(memory_.base, memory_.bytes, cudaHostRegisterMapped),
+                                    "registering the exchange's shared memory"));
+  registered_ = true;
+  void* device = nullptr;
+  ISOTHERM_RETURN_IF_ERROR(
+      ToStatus(cudaHostGetDevicePointer(&device, memory_.base, 0), "mapping the exchange's shared memory"));
+  region_ = MapRegion(static_cast<uint8_t*>(device), memory_);
+  return absl::OkStatus();
+}
+
+DirectExchange::~DirectExchange() {
+  if (registered_) static_cast<void>(cudaHostUnregister(memory_.base));
+}
+
+int64_t DirectExchange::StateBytes() const {
+  return static_cast<int64_t>(sizeof(ExchangeState)) + layers_ * static_cast<int64_t>(sizeof(ExchangeRecord));
+}
+
+absl::Status DirectExchange::BeginPass(uint64_t step, uint64_t placement_epoch, cudaStream_t stream) {
+  auto* const state = static_cast<ExchangeState*>(host_state_.get());
+  *state = ExchangeState{.step = step, .placement_epoch = placement_epoch, .sequence = channel_.sequence()};
+  std::fill_n(reinterpret_cast<ExchangeRecord*>(state + 1), layers_, ExchangeRecord{});
+  return ToStatus(cudaMemcpyAsync(state_.get(), state, StateBytes(), cudaMemcpyHostToDevice, stream),
+                  "starting the exchanges of a pass");
+}
+
+cudaError_t DirectExchange::Send(const FfnCall& call, const uint64_t* hot_mask, const FfnParameters& ffn,
+                                 cudaStream_t stream) {
+  ExchangeCall made = MakeCall(call, ffn);
+  made.hot_mask = hot_mask;
+  made.gate_offsets = static_cast<uint32_t*>(gate_offsets_.get());
+  return SendCold(region_, made, state(), stream);
+}
+
+cudaError_t DirectExchange::Merge(const FfnCall& call, const FfnParameters& ffn, float* y,
+                                  cudaStream_t stream) {
+  return MergeCold(region_, MakeCall(call, ffn), state(), records() + call.layer, y, stream);
+}
+
+absl::Status DirectExchange::EndPass(cudaStream_t stream) {
+  return ToStatus(
+      cudaMemcpyAsync(host_state_.get(), state_.get(), StateBytes(), cudaMemcpyDeviceToHost, stream),
+      "reading the exchanges of a pass");
+}
+
+absl::Status DirectExchange::Finish(int64_t rows, PassStatistics& statistics) {
+  const auto* const state = static_cast<const ExchangeState*>(host_state_.get());
+  const auto* const records = reinterpret_cast<const ExchangeRecord*>(state + 1);
+  int64_t gate_values = 0;
+  for (int64_t l = 0; l < layers_; ++l) {
+    if (records[l].answered == 0) continue;
+    gate_values += records[l].gate_values;
+    statistics.layers[l].cold_computed += records[l].computed;
+    statistics.layers[l].active += records[l].active;
+    statistics.exchange_latencies.push_back(absl::Nanoseconds(records[l].latency_ns));
+    statistics.cpu_worker_wait += absl::Nanoseconds(records[l].wait_ns);
+  }
+  channel_.Advance(state->sequence, rows, gate_values);
+  switch (state->failure) {
+    case ExchangeFailure::kNone:
+      return absl::OkStatus();
+    case ExchangeFailure::kTimeout:
+      return channel_.Fail(absl::DeadlineExceededError(
+          absl::StrCat("no answer from the CPU worker in ", absl::FormatDuration(memory_.timeout))));
+    case ExchangeFailure::kRegionFailed:
+      return channel_.Fail(absl::UnavailableError("the CPU worker ended the exchange"));
+    case ExchangeFailure::kWrongAnswer:
+      break;
+  }
+  return channel_.Fail(absl::DataLossError("the CPU worker's answer belongs to another request"));
+}
+
+}  // namespace isotherm::gpu_worker::cuda

@@ -1,0 +1,201 @@
+#include <algorithm>
+#include <cuda/atomic>
+
+#include "common/exchange/descriptor.h"
+#include "common/neuron/mask.h"
+#include "gpu_worker/kernels/exchange.h"
+#include "gpu_worker/kernels/launch.h"
+#include "gpu_worker/kernels/reduce.cuh"
+
+namespace isotherm::gpu_worker::cuda {
+namespace {
+
+using ::isotherm::exchange::Descriptor;
+using ::isotherm::exchange::kSlots;
+using SystemWord = ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_system>;
+
+constexpr int kThreads = 256;
+constexpr int kScanThreads = 1024;
+constexpr int kMergeThreads = 1024;
+
+__device__ uint64_t NowNs() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+  return now;
+}
+
+__device__ uint8_t* Slot(const ExchangeRegion& region, uint32_t sequence) {
+  return region.slots + sequence % kSlots * region.slot_bytes;
+}
+
+__device__ uint64_t ColdWord(const ExchangeCall& call, int64_t words, int64_t i) {
+  return call.masks[i] & ~call.hot_mask[i % words];
+}
+
+// Where each mask word's gate values begin, and how many there are in all; one block.
+__global__ void __launch_bounds__(kScanThreads) ScanColdBits(ExchangeCall call, ExchangeState* state) {
+  __shared__ uint32_t warp_sums[kScanThreads / kWarp];
+  const int64_t words = neuron::MaskWords(call.ffn);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  uint32_t before = 0;
+  for (int64_t base = 0; base < call.rows * words; base += kScanThreads) {
+    const int64_t i = base + threadIdx.x;
+    const uint32_t bits = i < call.rows * words ? __popcll(ColdWord(call, words, i)) : 0;
+    uint32_t inclusive = bits;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const uint32_t lower = __shfl_up_sync(kAllLanes, inclusive, offset);
+      inclusive += lane >= offset ? lower : 0;
+    }
+    if (lane == kWarp - 1) warp_sums[warp] = inclusive;
+    __syncthreads();
+    uint32_t offset = before + inclusive - bits;
+    for (int w = 0; w < kScanThreads / kWarp; ++w) {
+      offset += w < warp ? warp_sums[w] : 0;
+      before += warp_sums[w];
+    }
+    if (i < call.rows * words) call.gate_offsets[i] = offset;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) state->gate_value_count = before;
+}
+
+// A warp compacts the gate values of one mask word.
+__device__ void WriteGateValues(const ExchangeCall& call, int64_t words, int64_t i, float* out) {
+  const uint64_t bits = ColdWord(call, words, i);
+  const float* row = call.gate + i / words * call.ffn + i % words * 64;
+  out += call.gate_offsets[i];
+  for (int bit = threadIdx.x % kWarp; bit < 64; bit += kWarp) {
+    if (bits >> bit & 1) out[__popcll(bits & ((uint64_t{1} << bit) - 1))] = row[bit];
+  }
+}
+
+__device__ void Ring(const ExchangeRegion& region, const ExchangeCall& call, uint32_t sequence, uint8_t* slot,
+                     ExchangeState* state) {
+  auto* const descriptor = reinterpret_cast<Descriptor*>(slot);
+  *descriptor = {.step = state->step,
+                 .generation = region.generation,
+                 .placement_epoch = state->placement_epoch,
+                 .layer = call.layer,
+                 .rows = static_cast<uint32_t>(call.rows),
+                 .flags = call.flags,
+                 .gate_value_count = call.gate == nullptr ? 0 : state->gate_value_count,
+                 .sequence = sequence};
+  state->sequence = sequence;
+  state->blocks_done = 0;
+  state->rung_at_ns = NowNs();
+  __threadfence_system();
+  SystemWord(*region.request_doorbell).store(sequence, ::cuda::memory_order_release);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    SendColdKernel(ExchangeRegion region, ExchangeCall call, ExchangeState* state) {
+  if (state->failure != ExchangeFailure::kNone) return;
+  const uint32_t sequence = state->sequence + 1;
+  uint8_t* const slot = Slot(region, sequence);
+  const int64_t words = neuron::MaskWords(call.ffn);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  auto* const x = reinterpret_cast<float*>(slot + region.x);
+  for (int64_t i = first; i < call.rows * call.hidden; i += step) x[i] = call.x[i];
+  auto* const masks = reinterpret_cast<uint64_t*>(slot + region.masks);
+  for (int64_t i = first; i < call.rows * words; i += step) masks[i] = ColdWord(call, words, i);
+  if (call.gate != nullptr) {
+    auto* const values = reinterpret_cast<float*>(slot + region.gate_values);
+    for (int64_t i = first / kWarp; i < call.rows * words; i += step / kWarp)
+      WriteGateValues(call, words, i, values);
+  }
+  // Every block's part is on its way before the last one rings.
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  if (atomicAdd(&state->blocks_done, 1u) == gridDim.x - 1) Ring(region, call, sequence, slot, state);
+}
+
+__device__ bool Echoes(const Descriptor& answer, const ExchangeRegion& region, const ExchangeCall& call,
+                       const ExchangeState& state) {
+  return answer.step == state.step && answer.generation == region.generation &&
+         answer.placement_epoch == state.placement_epoch && answer.layer == call.layer &&
+         answer.rows == call.rows && answer.sequence == state.sequence &&
+         answer.computed <= call.rows * call.ffn && answer.active <= answer.computed;
+}
+
+// By one thread. The bound keeps a dead peer from holding the stream for ever.
+__device__ ExchangeFailure Poll(const ExchangeRegion& region, uint32_t sequence, uint64_t deadline_ns) {
+  const SystemWord doorbell(*region.answer_doorbell);
+  while (true) {
+    const uint32_t answered = doorbell.load(::cuda::memory_order_acquire);
+    if (answered == sequence) return ExchangeFailure::kNone;
+    if (answered != sequence - 1) return ExchangeFailure::kWrongAnswer;
+    if (*const_cast<const volatile uint32_t*>(region.failed) != 0) return ExchangeFailure::kRegionFailed;
+    if (NowNs() > deadline_ns) return ExchangeFailure::kTimeout;
+  }
+}
+
+__device__ void Await(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
+                      ExchangeRecord* record) {
+  const uint64_t begin_ns = NowNs();
+  ExchangeFailure failure = Poll(region, state->sequence, begin_ns + region.timeout_ns);
+  if (failure == ExchangeFailure::kNone) {
+    const uint64_t now_ns = NowNs();
+    // Read once: the peer could change it between a check and a use.
+    Descriptor answer;
+    const auto* const words =
+        reinterpret_cast<const volatile uint64_t*>(Slot(region, state->sequence) + region.answer);
+    for (size_t i = 0; i < sizeof(answer) / sizeof(uint64_t); ++i)
+      reinterpret_cast<uint64_t*>(&answer)[i] = words[i];
+    if (Echoes(answer, region, call, *state)) {
+      *record = {now_ns - state->rung_at_ns,
+                 now_ns - begin_ns,
+                 answer.computed,
+                 answer.active,
+                 answer.gate_value_count,
+                 1};
+    } else {
+      failure = ExchangeFailure::kWrongAnswer;
+    }
+  }
+  state->failure = failure;
+}
+
+__global__ void __launch_bounds__(kMergeThreads)
+    MergeColdKernel(ExchangeRegion region, ExchangeCall call, ExchangeState* state, ExchangeRecord* record,
+                    float* y) {
+  if (state->failure != ExchangeFailure::kNone) return;
+  __syncthreads();
+  if (threadIdx.x == 0) Await(region, call, state, record);
+  __syncthreads();
+  if (*const_cast<volatile ExchangeFailure*>(&state->failure) != ExchangeFailure::kNone) return;
+  const auto* const answer = reinterpret_cast<const float*>(Slot(region, state->sequence) + region.y);
+  const int64_t count = call.rows * call.hidden;
+  if (call.hidden % 4 == 0) {
+    for (int64_t i = threadIdx.x; i < count / 4; i += kMergeThreads) {
+      const float4 part = __ldcv(reinterpret_cast<const float4*>(answer) + i);
+      float4& sum = reinterpret_cast<float4*>(y)[i];
+      sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+    }
+    return;
+  }
+  for (int64_t i = threadIdx.x; i < count; i += kMergeThreads) y[i] += __ldcv(answer + i);
+}
+
+}  // namespace
+
+cudaError_t SendCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
+                     cudaStream_t stream) {
+  // A block has 4 KiB of x for batch 1; more blocks would only meet at the last one.
+  constexpr int64_t kBlockFloats = 1024;
+  constexpr int64_t kMostBlocks = 64;
+  if (call.gate != nullptr) ScanColdBits<<<1, kScanThreads, 0, stream>>>(call, state);
+  const int64_t blocks = std::min(kMostBlocks, CeilDiv(call.rows * call.hidden, kBlockFloats));
+  SendColdKernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(region, call, state);
+  return cudaGetLastError();
+}
+
+cudaError_t MergeCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
+                      ExchangeRecord* record, float* y, cudaStream_t stream) {
+  MergeColdKernel<<<1, kMergeThreads, 0, stream>>>(region, call, state, record, y);
+  return cudaGetLastError();
+}
+
+}  // namespace isotherm::gpu_worker::cuda
