@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Device cuda on a machine that has a GPU but not this one's packages.
+#   gpu.sh bundle ARCHIVE [BUILD]     here: binaries, tests and the shared libraries they need, as a .tar.xz
+#   gpu.sh test FOLDER OUT            there, in a checkout: the device tests, compute-sanitizer over the operators
+#   gpu.sh bench FOLDER OUT MODEL...  there: the demo model's text on both devices, then each MODEL=GiB[:PREDICTOR]
+# FOLDER is where the archive was unpacked; logs, result.json (a line a run) and a table go to OUT. Models of any shape come
+# from isotherm-synthesize (tools/python).
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+tests=(operators reference runner split perturbation)
+
+bundle() {  # ARCHIVE [BUILD]
+  local archive=$1 build=${2:-$root/build/cuda} folder file
+  folder=$(mktemp -d)
+  mkdir "$folder/bin" "$folder/lib"
+  for file in "$build"/bin/{gateway,gpu_worker,cpu_worker,isotherm} "${tests[@]/#/$build/tests/gpu_worker_}"; do
+    [[ -x $file ]] || file+=_test
+    strip -o "$folder/bin/$(basename "$file")" "$file"
+  done
+  # The C and C++ runtimes are the one thing that every machine brings along.
+  ldd "$folder"/bin/* | awk '/=> \// {print $3}' | sort -u |
+    grep -vE '/(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s)\.so' |
+    while read -r file; do strip -g -o "$folder/lib/$(basename "$file")" "$file"; done
+  tar -C "$folder" -c . | xz -T0 -4 >"$archive"
+  rm -r "$folder"
+}
+
+use() {  # FOLDER: run what lies there, with the machine's own cuBLAS
+  local cublas
+  cublas=$(dirname "$(find -L /usr/local/cuda* /usr/lib -name 'libcublas.so.*' -print -quit)")
+  export LD_LIBRARY_PATH=$1/lib:$cublas:/usr/local/nvidia/lib64 ISOTHERM_SOURCE_DIR=$root
+}
+
+run_tests() {  # FOLDER OUT
+  use "$1"
+  export ISOTHERM_TEST_DEVICE=cuda
+  local name failed=0
+  for name in "${tests[@]}"; do
+    if "$1/bin/gpu_worker_${name}_test" >"$2/$name.log" 2>&1; then
+      echo "$name: $(tail -n 1 "$2/$name.log")"
+    else
+      failed=1
+      grep -E -A4 'Failure|^\[  FAILED' "$2/$name.log" | head -n 30
+    fi
+  done
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 9 "$1/bin/gpu_worker_operators_test" >"$2/$tool.log" 2>&1 || failed=1
+    echo "$tool: $(tail -n 1 "$2/$tool.log")"
+  done
+  return "$failed"
+}
+
+bench() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]...
+  use "$1"
+  local run=("$root/tests/bench/gpu_bench.py" --bin "$1/bin" --json "$2/result.json") model setting
+  echo "| model | VRAM budget | predictor | sequences | decode tokens/s (min-max) |"
+  echo "| --- | --- | --- | --- | --- |"
+  for setting in "0 all" "0.025 gate"; do
+    "${run[@]}" --model "$root/models/tales/tales-q8_0.gguf" --tokens 200 --compare --vram-budget "${setting% *}" \
+      --predictor "${setting#* }"
+  done
+  shift 2
+  for model in "$@"; do
+    setting=${model#*=}
+    "${run[@]}" --model "${model%%=*}" --vram-budget "${setting%%:*}" \
+      --predictor "$([[ $setting == *:* ]] && echo "${setting#*:}" || echo auto)"
+  done
+}
+
+case ${1-} in
+  bundle) bundle "${@:2}" ;;
+  test) run_tests "${@:2}" ;;
+  bench) bench "${@:2}" ;;
+  *) sed -n '2,8p' "$0" >&2; exit 2 ;;
+esac

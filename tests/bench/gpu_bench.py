@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Decode speed of gpu_worker's device cuda beside a CPU worker, and its text against device host.
+
+Each run starts the three processes on Unix sockets, generates greedily and reads the statistics that `isotherm generate`
+prints. `--compare` runs device host first and fails unless device cuda's text is the same.
+
+    tests/bench/gpu_bench.py --bin build/release/bin --model model.gguf --vram-budget 8 --json result.json
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# The GPU rings without waking anybody, so the CPU worker's threads stay awake for as long as a layer may take.
+SPIN_US = 5000
+
+
+class Servers:
+    """gateway, gpu_worker and cpu_worker; their logs are kept in `folder`."""
+
+    def __init__(self, options: argparse.Namespace, device: str, folder: Path):
+        self.folder = folder
+        self.gateway = f"unix:{folder}/gateway.sock"
+        self.processes = []
+        gpu = [f"--device={device}", f"--kv-tokens={options.context * options.sequences}", f"--ctx={options.context}",
+               f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}", "--nosave-profile"]
+        if options.vram_budget:
+            gpu += [f"--vram-budget={options.vram_budget}", f"--cpu-worker=unix:{folder}/cpu.sock"]
+            self._start(options, "cpu_worker", f"--listen=unix:{folder}/cpu.sock", f"--spin-us={SPIN_US}",
+                        f"--threads={options.threads}")
+        self._start(options, "gpu_worker", f"--listen=unix:{folder}/gpu.sock", *gpu)
+        self._start(options, "gateway", f"--listen={self.gateway}", f"--worker=unix:{folder}/gpu.sock")
+
+    def _start(self, options: argparse.Namespace, name: str, *flags: str) -> None:
+        with (self.folder / f"{name}.log").open("w") as log:
+            self.processes.append(subprocess.Popen(
+                [options.bin / name, f"--model={options.model}", "--metrics-listen=", *flags], stdout=log, stderr=log))
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def __enter__(self) -> "Servers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait()
+
+
+def generate(options: argparse.Namespace, servers: Servers) -> subprocess.Popen:
+    return subprocess.Popen(
+        [options.bin / "isotherm", "generate", f"--address={servers.gateway}", f"--wait={options.wait}s",
+         "--temperature=0", "--ignore-eos", f"--max-tokens={options.tokens}", options.prompt],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(servers: Servers, process: subprocess.Popen) -> tuple[str, str]:
+    """Text and statistics."""
+    text, statistics_text = process.communicate()
+    if process.returncode != 0:
+        logs = "\n".join(servers.log(path.stem) for path in servers.folder.glob("*.log"))
+        raise SystemExit(f"generate failed:\n{statistics_text}\n{logs}")
+    return text, statistics_text
+
+
+def tokens_per_second(statistics_text: str, phase: str) -> float:
+    return float(re.search(rf"{phase} .* ([0-9.]+) tokens/s", statistics_text).group(1))
+
+
+def measure(options: argparse.Namespace, device: str) -> dict:
+    with tempfile.TemporaryDirectory(prefix="isotherm-bench.") as folder:
+        with Servers(options, device, Path(folder)) as servers:
+            text, _ = finish(servers, generate(options, servers))  # loads, warms up, captures
+            runs = []
+            for _ in range(options.repeats):
+                streams = [generate(options, servers) for _ in range(options.sequences)]
+                finished = [finish(servers, stream)[1] for stream in streams]
+                runs.append(sum(tokens_per_second(stream, "decode") for stream in finished))
+            plan = re.search(r"plan: (.*)", servers.log("gpu_worker"))
+            return {"device": device, "text": text, "decode_tokens_per_second": statistics.median(runs),
+                    "spread": [min(runs), max(runs)], "statistics": finished[-1].splitlines(),
+                    "prefill_tokens_per_second": tokens_per_second(finished[-1], "prefill"),
+                    "plan": plan.group(1) if plan else ""}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--vram-budget", type=float, default=0, help="GiB; 0: every neuron is hot")
+    parser.add_argument("--predictor", default="auto")
+    parser.add_argument("--prompt", default="The king said to his daughter,")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--sequences", type=int, default=1, help="streams at once; their tokens/s are added up")
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="of the CPU worker")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--wait", type=int, default=600, help="seconds for the model to load")
+    parser.add_argument("--compare", action="store_true", help="fail unless device host gives the same text")
+    parser.add_argument("--json", type=Path, help="append the result to this file, a line each")
+    options = parser.parse_args()
+
+    reference = measure(options, "host") if options.compare else None
+    result = measure(options, "cuda")
+    result.update(model=options.model.name, vram_budget=options.vram_budget, predictor=options.predictor,
+                  sequences=options.sequences, tokens=options.tokens, threads=options.threads)
+    if reference is not None:
+        result["same_text_as_host"] = reference["text"] == result["text"]
+        result["host_tokens_per_second"] = reference["decode_tokens_per_second"]
+    print("| {model} | {vram_budget} GiB | {predictor} | {sequences} | {decode_tokens_per_second:.1f} "
+          "({spread[0]:.1f}-{spread[1]:.1f}) |".format(**result), flush=True)
+    if options.json:
+        with options.json.open("a") as out:
+            out.write(json.dumps(result) + "\n")
+    if reference is not None and not result["same_text_as_host"]:
+        sys.exit(f"texts differ:\nhost: {reference['text']}\ncuda: {result['text']}")
+
+
+if __name__ == "__main__":
+    main()
