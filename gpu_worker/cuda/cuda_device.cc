@@ -139,7 +139,9 @@ absl::Status CudaDevice::Configure(const FfnParameters& ffn, int64_t layers, int
   ISOTHERM_ASSIGN_OR_RETURN(arena_, cuda::AllocateDevice(cuda::kArenaBytes));
   ISOTHERM_ASSIGN_OR_RETURN(counters_, cuda::AllocateDevice(counters));
   ISOTHERM_ASSIGN_OR_RETURN(host_counters_, cuda::AllocatePinned(counters));
-  return absl::OkStatus();
+  ISOTHERM_ASSIGN_OR_RETURN(firings_, cuda::AllocateDevice(Bytes<unsigned>(layers * ffn.ffn)));
+  return cuda::ToStatus(cudaMemsetAsync(firings_.get(), 0, Bytes<unsigned>(layers * ffn.ffn), stream()),
+                        "clearing the firing counts");
 }
 
 void CudaDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {
@@ -220,6 +222,21 @@ PassStatistics CudaDevice::TakeStatistics() {
   PassStatistics taken = std::move(statistics_);
   statistics_ = PassStatistics();
   statistics_.layers.resize(taken.layers.size());
+  return taken;
+}
+
+FiringCounts CudaDevice::TakeFirings() {
+  std::vector<unsigned> counts(statistics_.layers.size() * ffn_.ffn);
+  const int64_t bytes = Bytes<unsigned>(static_cast<int64_t>(counts.size()));
+  cudaError_t error = cudaMemcpyAsync(counts.data(), firings_.get(), bytes, cudaMemcpyDeviceToHost, stream());
+  if (error == cudaSuccess) error = cudaMemsetAsync(firings_.get(), 0, bytes, stream());
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream());
+  // The pass that broke the device tells why.
+  if (error != cudaSuccess) std::fill(counts.begin(), counts.end(), 0);
+  FiringCounts taken;
+  for (auto layer = counts.begin(); layer != counts.end(); layer += ffn_.ffn) {
+    taken.emplace_back(layer, layer + ffn_.ffn);
+  }
   return taken;
 }
 

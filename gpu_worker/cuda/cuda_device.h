@@ -64,6 +64,7 @@ class CudaDevice final : public Device {
   void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) override;
   void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) override;
   PassStatistics TakeStatistics() override;
+  FiringCounts TakeFirings() override;
 
  private:
   // What the sequence of launches of a pass depends on.
@@ -79,6 +80,9 @@ class CudaDevice final : public Device {
              std::unique_ptr<cuda::Cublas> cublas);
 
   cudaStream_t stream() const { return stream_.get(); }
+  unsigned* LayerFirings(int64_t layer) const {
+    return static_cast<unsigned*>(firings_.get()) + layer * ffn_.ffn;
+  }
   void Latch(const absl::Status& status) {
     if (failure_.ok()) failure_ = status;
   }
@@ -139,6 +143,7 @@ class CudaDevice final : public Device {
   cuda::DeviceMemory cold_answer_;    // F32 [max_rows, hidden]
   cuda::DeviceMemory counters_;       // FfnCounters [layers]
   cuda::PinnedMemory host_counters_;
+  cuda::DeviceMemory firings_;  // unsigned [layers, ffn]
   // For Write and for what passes through the host; grows.
   cuda::PinnedMemory staging_;
   int64_t staging_bytes_ = 0;

@@ -13,8 +13,9 @@
 namespace isotherm::gpu_worker {
 namespace {
 
-cuda::HotNeurons Neurons(const HotLayer& hot, const FfnParameters& ffn) {
-  return {hot.bundles, hot.layout.bundle_bytes, hot.neuron_ids, hot.count, ffn.hidden, ffn.ffn};
+// `firings` is the layer's.
+cuda::HotNeurons Neurons(const HotLayer& hot, const FfnParameters& ffn, unsigned* firings) {
+  return {hot.bundles, hot.layout.bundle_bytes, hot.neuron_ids, hot.count, ffn.hidden, ffn.ffn, firings};
 }
 
 cuda::BundleRow GateRow(const neuron::BundleLayout& layout) {
@@ -66,7 +67,7 @@ void CudaDevice::HotFfn(const FfnCall& call, const HotLayer& hot, float* y) {
 }
 
 absl::Status CudaDevice::HotFfnSparse(const FfnCall& call, const HotLayer& hot, float* y) {
-  const cuda::HotNeurons neurons = Neurons(hot, ffn_);
+  const cuda::HotNeurons neurons = Neurons(hot, ffn_, LayerFirings(call.layer));
   const cuda::FfnRows rows{call.x, call.masks, call.rows};
   const cuda::GateActivation activation = Activation(ffn_, hot.layout.gated);
   auto* const values = static_cast<float*>(values_.get());
@@ -88,7 +89,7 @@ absl::Status CudaDevice::HotFfnSparse(const FfnCall& call, const HotLayer& hot, 
 }
 
 absl::Status CudaDevice::HotFfnTiled(const FfnCall& call, const HotLayer& hot, float* y) {
-  const cuda::HotNeurons all = Neurons(hot, ffn_);
+  const cuda::HotNeurons all = Neurons(hot, ffn_, LayerFirings(call.layer));
   const cuda::FfnRows rows{call.x, call.masks, call.rows};
   const cuda::GateActivation activation = Activation(ffn_, hot.layout.gated);
   auto* const counters = static_cast<cuda::FfnCounters*>(counters_.get()) + call.layer;
@@ -114,7 +115,7 @@ absl::Status CudaDevice::HotFfnTiled(const FfnCall& call, const HotLayer& hot, f
     if (hot.layout.gated) {
       ISOTHERM_RETURN_IF_ERROR(product(UpRow(hot.layout), factors));
       ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(
-          cuda::MultiplyActive(factors, call.rows * neurons.count, activation, values, counters, stream()),
+          cuda::MultiplyActive(neurons, factors, call.rows, activation, values, counters, stream()),
           "up projection"));
     }
     ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(

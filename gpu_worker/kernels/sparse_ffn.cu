@@ -46,6 +46,15 @@ __device__ float Mine(const float (&sums)[kBatch]) {
   return mine;
 }
 
+// Of the warp that has neuron k: in how many of its lanes' rows it fires. No other warp of the launch has it.
+__device__ unsigned CountFirings(const HotNeurons& neurons, int64_t k, bool fires) {
+  const unsigned count = __popc(__ballot_sync(kAllLanes, fires));
+  if (count != 0 && neurons.firings != nullptr && threadIdx.x % kWarp == 0) {
+    neurons.firings[neurons.ids[k]] += count;
+  }
+  return count;
+}
+
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
     GateRowsKernel(HotNeurons neurons, BundleRow gate, FfnRows rows, GateActivation activation,
@@ -68,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
       DotRows<D>(row, neurons.hidden, input, sums);
       value = wanted ? Activate(activation, Mine(sums[0]) + Bias(neurons, k, gate.bias_offset)) : 0.0f;
       computed += __popc(wanting);
-      active += __popc(__ballot_sync(kAllLanes, value != 0 && !activation.gated));
+      active += CountFirings(neurons, k, value != 0 && !activation.gated);
     }
     if (lane < rows.rows) values[lane * neurons.count + k] = value;
   }
@@ -92,7 +101,9 @@ __global__ void ActivateGatesKernel(HotNeurons neurons, GateSource gates, FfnRow
     const float value = wanted ? Activate(activation, product + Bias(neurons, k, gates.bias_offset)) : 0.0f;
     values[i] = value;
     computed += wanted;
-    active += value != 0 && !activation.gated;
+    const bool fires = value != 0 && !activation.gated;
+    active += fires;
+    if (fires && neurons.firings != nullptr) atomicAdd(&neurons.firings[id], 1u);
   }
   computed = WarpSum(computed);
   active = WarpSum(active);
@@ -121,18 +132,21 @@ __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
     DotRows<D>(row, neurons.hidden, input, sums);
     const float product = value == 0 ? 0.0f : value * UpFactor(activation, Mine(sums[0]));
     if (value != 0) values[lane * neurons.count + k] = product;
-    active += __popc(__ballot_sync(kAllLanes, product != 0));
+    active += CountFirings(neurons, k, product != 0);
   }
   if (lane == 0 && active != 0) atomicAdd(&counters->active, active);
 }
 
-__global__ void MultiplyActiveKernel(const float* __restrict__ factors, int64_t count,
+__global__ void MultiplyActiveKernel(HotNeurons neurons, const float* __restrict__ factors, int64_t rows,
                                      GateActivation activation, float* values, FfnCounters* counters) {
   unsigned long long active = 0;
+  const int64_t count = rows * neurons.count;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
     if (values[i] != 0) values[i] *= UpFactor(activation, factors[i]);
-    active += values[i] != 0;
+    if (values[i] == 0) continue;
+    ++active;
+    if (neurons.firings != nullptr) atomicAdd(&neurons.firings[neurons.ids[i % neurons.count]], 1u);
   }
   active = WarpSum(active);
   if (threadIdx.x % kWarp == 0 && active != 0) atomicAdd(&counters->active, active);
@@ -325,10 +339,11 @@ cudaError_t MultiplyByUpRows(const HotNeurons& neurons, const BundleRow& up, con
                       });
 }
 
-cudaError_t MultiplyActive(const float* factors, int64_t count, const GateActivation& activation,
-                           float* values, FfnCounters* counters, cudaStream_t stream) {
-  MultiplyActiveKernel<<<Blocks(count, kThreads), kThreads, 0, stream>>>(factors, count, activation, values,
-                                                                         counters);
+cudaError_t MultiplyActive(const HotNeurons& neurons, const float* factors, int64_t rows,
+                           const GateActivation& activation, float* values, FfnCounters* counters,
+                           cudaStream_t stream) {
+  MultiplyActiveKernel<<<Blocks(rows * neurons.count, kThreads), kThreads, 0, stream>>>(
+      neurons, factors, rows, activation, values, counters);
   return cudaGetLastError();
 }
 

@@ -21,6 +21,8 @@ struct HotNeurons {
   int64_t count = 0;
   int64_t hidden = 0;
   int64_t ffn = 0;
+  // Device counters [ffn], by id: one more for each token row in which the neuron fires. Null: not counted.
+  unsigned* firings = nullptr;
 
   HotNeurons Slice(int64_t first, int64_t size) const {
     HotNeurons slice = *this;
@@ -82,9 +84,10 @@ cudaError_t ActivateGates(const HotNeurons& neurons, const GateSource& gates, co
 cudaError_t MultiplyByUpRows(const HotNeurons& neurons, const BundleRow& up, const FfnRows& rows,
                              const GateActivation& activation, float* values, FfnCounters* counters,
                              cudaStream_t stream);
-// values *= factors where they are not zero.
-cudaError_t MultiplyActive(const float* factors, int64_t count, const GateActivation& activation,
-                           float* values, FfnCounters* counters, cudaStream_t stream);
+// values *= factors [rows, neurons.count] where they are not zero.
+cudaError_t MultiplyActive(const HotNeurons& neurons, const float* factors, int64_t rows,
+                           const GateActivation& activation, float* values, FfnCounters* counters,
+                           cudaStream_t stream);
 
 // F32 values of `partials` for up to `rows` rows.
 int64_t DownPartialFloats(int64_t neurons, int64_t hidden, int64_t rows);

@@ -51,6 +51,7 @@ class RunnerHarness {
   const model::Model& model() const { return *model_; }
   const RunnerOptions& options() const { return options_; }
   Runner& runner() { return *runner_; }
+  Device& device() { return *device_; }
 
  private:
   std::unique_ptr<model::Model> model_;

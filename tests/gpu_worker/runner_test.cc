@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "tests/gguf/tiny_llama.h"
 #include "tests/gpu_worker/runner_harness.h"
@@ -34,6 +35,37 @@ std::vector<uint32_t> Tokens(int64_t count, uint32_t seed) {
     tokens.push_back(3 + (seed >> 8) % 256);
   }
   return tokens;
+}
+
+int64_t Sum(const std::vector<uint64_t>& counts) {
+  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+}
+
+TEST(RunnerTest, CountsTheFiringsOfEachNeuron) {
+  for (PredictorKind predictor : {PredictorKind::kAll, PredictorKind::kGate}) {
+    HarnessOptions options;
+    options.predictor = predictor;
+    auto harness = MakeHarness({}, options);
+    constexpr int64_t kTokens = 40;
+    ASSERT_TRUE(harness->DecodeAll(0, Tokens(kTokens, 1)).ok());
+    const FiringCounts decoded = harness->device().TakeFirings();
+    const std::vector<LayerStatistics> after_decoding = harness->runner().layer_totals();
+    ASSERT_EQ(decoded.size(), 2u);
+    ASSERT_TRUE(harness->Run({harness->Slice(1, 0, Tokens(kTokens, 1), v1::STEP_OUTPUT_LAST_LOGITS)}).ok());
+    const FiringCounts prefilled = harness->device().TakeFirings();
+    for (size_t layer = 0; layer < decoded.size(); ++layer) {
+      const int64_t active = after_decoding[layer].active;
+      EXPECT_EQ(Sum(decoded[layer]), active);
+      EXPECT_EQ(Sum(prefilled[layer]), harness->runner().layer_totals()[layer].active - active);
+      ASSERT_EQ(decoded[layer].size(), 96u);
+      for (size_t neuron = 0; neuron < 96; ++neuron) {
+        EXPECT_LE(decoded[layer][neuron], kTokens);
+        // The same tokens, one by one and together; a sum in another order may tip one over the edge.
+        EXPECT_NEAR(decoded[layer][neuron], prefilled[layer][neuron], 1) << PredictorKindName(predictor);
+      }
+    }
+    EXPECT_EQ(harness->device().TakeFirings(), FiringCounts(2, std::vector<uint64_t>(96))) << "taken before";
+  }
 }
 
 TEST(RunnerTest, ARowsLogitsDoNotDependOnItsCompany) {

@@ -15,11 +15,12 @@ ABSL_FLAG(int64_t, ctx, 512, "Tokens of a window; the text is run window by wind
 ABSL_FLAG(
     std::string, server, "",
     "Gateway to use: host:port or unix:/path. Empty: one is started for MODEL, every neuron in memory.");
+ABSL_FLAG(std::string, device, "host", "Device of the gpu_worker that is started: host or cuda.");
 ABSL_DECLARE_FLAG(absl::Duration, wait);
 
 namespace isotherm::cli {
 
-base::FlagGroup ScoringFlags() { return {"Text", {"text", "ctx", "server", "wait"}}; }
+base::FlagGroup ScoringFlags() { return {"Text", {"text", "ctx", "device", "server", "wait"}}; }
 
 bool ServerIsNamed() { return !absl::GetFlag(FLAGS_server).empty(); }
 
@@ -34,6 +35,7 @@ absl::StatusOr<ScoringSession> OpenScoringSession(const PrivateServerChoice& cho
         session.own,
         PrivateServer::Start(choice.model_path, {absl::StrCat("--ctx=", choice.context), "--nosave-profile",
                                                  absl::StrCat("--kv-tokens=", 2 * choice.context),
+                                                 absl::StrCat("--device=", absl::GetFlag(FLAGS_device)),
                                                  absl::StrCat("--predictor=", choice.predictor)}));
     channel = session.own->channel();
   }

@@ -10,7 +10,7 @@
 #include "tools/cli/private_server.h"
 #include "tools/cli/text_scorer.h"
 
-// What the commands that run a text file through a model share: --text, --ctx and --server.
+// What the commands that run a text file through a model share: --text, --ctx, --device and --server.
 namespace isotherm::cli {
 
 base::FlagGroup ScoringFlags();
