@@ -11,8 +11,6 @@ all are computed.
 """
 
 import argparse
-import concurrent.futures
-import math
 import os
 import pathlib
 import statistics
@@ -21,7 +19,6 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/integration"), str(ROOT / "tools/python")]
 
-AT_ONCE = 4
 FLAGS = ("--kv-tokens=4096", "--max-prefill-rows=128", "--max-decode-rows=8")
 
 
@@ -48,13 +45,12 @@ def bytes_for_prediction(running, model, kind):
 def measure(options, kind, model):
     import client
     import cluster
+    import perplexity_test
     import tales
 
     with cluster.Cluster(gpu_worker=[*FLAGS, f"--predictor={kind}"], cpu_worker=None, model=model) as running:
         windows = tales.validation_windows(running)[:options.windows]
-        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-            responses = list(pool.map(lambda window: client.score(running, window), windows))
-        values = [value for response in responses for value in response.log_probabilities]
+        responses = perplexity_test.score_all(running, windows)
         metrics = running.metrics("gpu_worker")
         computed, active = (metrics.total(f"isotherm_neurons_{what}_total") for what in ("computed", "active"))
         client.generate(running, client.greedy(tales.prompts(1)[0], options.tokens))  # warm-up
@@ -62,7 +58,8 @@ def measure(options, kind, model):
         for prompt in tales.prompts(options.repeats):
             timings = client.generate(running, client.greedy(prompt, options.tokens)).complete.timings
             speeds.append((options.tokens - 1) / timings.decode.ToTimedelta().total_seconds())
-        return {"perplexity": math.exp(-math.fsum(values) / len(values)), "scored": len(values), "computed": computed,
+        return {"perplexity": perplexity_test.perplexity_of(responses),
+                "scored": sum(len(response.log_probabilities) for response in responses), "computed": computed,
                 "active": active, "speeds": speeds, "bytes": bytes_for_prediction(running, model, kind)}
 
 

@@ -17,6 +17,17 @@ AT_ONCE = 4
 COLD = ("--vram-budget=0.028", "--kv-tokens=2048", "--max-prefill-rows=128", "--max-decode-rows=8")
 
 
+def score_all(running, windows):
+    """The responses to all windows, in their order."""
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda window: client.score(running, window), windows))
+
+
+def perplexity_of(responses):
+    values = [value for response in responses for value in response.log_probabilities]
+    return math.exp(-math.fsum(values) / len(values))
+
+
 class PerplexityTest(unittest.TestCase):
     windows = 40
 
@@ -31,13 +42,11 @@ class PerplexityTest(unittest.TestCase):
         with cluster.Cluster(gpu_worker=[*COLD, *flags]) as running:
             windows = tales.validation_windows(running)[:cls.windows]
             start = time.monotonic()
-            with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-                responses = list(pool.map(lambda window: client.score(running, window), windows))
+            responses = score_all(running, windows)
             seconds = time.monotonic() - start
         scored = sum(len(response.log_probabilities) for response in responses)
-        nll = -math.fsum(value for response in responses for value in response.log_probabilities)
         execution = responses[-1].execution
-        perplexity = math.exp(nll / scored)
+        perplexity = perplexity_of(responses)
         print(f"\n{' '.join(flags)}: perplexity {perplexity:.4f} over {scored} tokens, {100 * execution.computed_share:.2f} % "
               f"of the neurons computed, {100 * execution.hot_share:.1f} % of them hot, {scored / seconds:.0f} tokens/s",
               flush=True)

@@ -96,8 +96,8 @@ class Moments:
 class GateDecomposition:
     """The principal directions of a layer's pre-activations; numpy alone."""
 
-    def __init__(self, gate: np.ndarray, threshold: float, moments: Moments) -> None:
-        """gate [ffn, hidden]; a neuron fires where its pre-activation is above `threshold`."""
+    def __init__(self, gate: np.ndarray, threshold: np.ndarray | float, moments: Moments) -> None:
+        """gate [ffn, hidden]; a neuron fires where its row's product is above `threshold` ([ffn] or one for all)."""
         gate = gate.astype(np.float64)
         variances, axes = np.linalg.eigh(moments.covariance)
         root = axes * np.sqrt(np.maximum(variances, 0))  # covariance = root root^T
@@ -144,22 +144,38 @@ def bound_for_recall(firing_scores: np.ndarray, recall: float) -> float:
     return float(np.partition(firing_scores, below)[below])
 
 
-def powerinfer_form(predictor: LowRank, ffn_norm: np.ndarray, residuals: np.ndarray) -> LowRank:
+@dataclass(frozen=True)
+class NormWeights:
+    """A norm: (x - its mean if `centred`) / its size * weight + bias."""
+
+    weight: np.ndarray
+    bias: np.ndarray | float = 0.0
+    centred: bool = False
+
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """What the norm divides each row by."""
+        return np.asarray(rows.std(axis=1) if self.centred else np.sqrt(np.square(rows).mean(axis=1)))
+
+
+def powerinfer_form(predictor: LowRank, ffn_norm: NormWeights, residuals: np.ndarray) -> LowRank:
     """A linear predictor of the FFN input as fc1 and fc2, which read the residual, have a ReLU between and no biases.
 
-    Firing does not change when the residual is divided by its root mean square, so the norm's weight goes into fc1. The first
-    unit of the middle layer estimates that root mean square from the residual, by least squares: it carries the biases, and an offset
-    for each other unit that keeps it above zero, where a ReLU does nothing. `residuals` [tokens, hidden] are for both.
+    Firing does not change when the residual is divided by its size, so the rest of the norm goes into the weights. The first unit of the
+    middle layer estimates that size from the residual, by least squares: it carries the biases, and an offset for each other
+    unit that keeps it above zero, where a ReLU does nothing. `residuals` [tokens, hidden] are for both.
     """
     wide = residuals.astype(np.float64)
-    size = np.sqrt(np.square(wide).mean(axis=1))
+    size = ffn_norm.sizes(wide)
     # Relative error matters, not absolute: outliers in size would rule.
     estimate = np.linalg.lstsq(wide / size[:, None], np.ones(len(wide)), rcond=1e-6)[0]
     estimated = np.maximum(wide @ estimate, 1e-6 * size)
-    units = predictor.a * ffn_norm
+    units = predictor.a * ffn_norm.weight
+    if ffn_norm.centred:
+        units = units - units.mean(axis=1, keepdims=True)
+    bias = predictor.bias + predictor.b @ (predictor.a * ffn_norm.bias).sum(axis=1)
     offsets = np.maximum(np.quantile(-(wide @ units.T) / estimated[:, None], 0.9999, axis=0), 0) * 1.1
     fc1 = np.concatenate([estimate[None], units + offsets[:, None] * estimate])
-    fc2 = np.concatenate([(predictor.bias - predictor.b @ offsets)[:, None], predictor.b], axis=1)
+    fc2 = np.concatenate([(bias - predictor.b @ offsets)[:, None], predictor.b], axis=1)
     padding = -len(fc1) % BLOCK
     return LowRank(np.pad(fc1, ((0, padding), (0, 0))), np.pad(fc2, ((0, 0), (0, padding))), np.zeros(len(fc2)),
                    relu_between=True, reads_residual=True)

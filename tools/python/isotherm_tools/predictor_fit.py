@@ -14,8 +14,9 @@ import numpy as np
 
 from isotherm_tools.arrays import Arrays
 from isotherm_tools.gguf_container import encoded_size
-from isotherm_tools.layerwise import LayerwiseLlama, LayerWeights
-from isotherm_tools.lowrank import BLOCK, KINDS, GateDecomposition, LowRank, Moments, bound_for_recall, powerinfer_form, stored
+from isotherm_tools.layerwise import LayerwiseDecoder, LayerWeights
+from isotherm_tools.lowrank import (BLOCK, KINDS, GateDecomposition, LowRank, Moments, NormWeights, bound_for_recall,
+                                     powerinfer_form, stored)
 from isotherm_tools.predictor_report import LayerReport, Report
 
 CALIBRATED_SHARE = 0.15
@@ -47,15 +48,31 @@ class Goal:
 class Stream:
     """Windows of token ids [windows, tokens] on their way through the layers."""
 
-    def __init__(self, llama: LayerwiseLlama, windows: np.ndarray) -> None:
+    def __init__(self, decoder: LayerwiseDecoder, windows: np.ndarray) -> None:
         self.windows = windows
-        self.residual = llama.embed(windows)
+        self.residual = decoder.embed(windows)
+        self.before_ffn = self.residual
+        """What the FFN norm reads, once the layer's attention is done; the residual itself but for parallel attention."""
+        self._decoder = decoder
         self._step = max(1, CHUNK_TOKENS // windows.shape[1])
 
-    def chunks(self) -> Iterator[Any]:
-        """Views of the residual."""
+    def attend(self, w: LayerWeights) -> None:
+        """The first half of a layer."""
+        if self._decoder.shape.family.parallel_attention:
+            self.before_ffn = self.residual + 0.0  # a copy, for numpy and torch
+        for chunk in self._chunks():
+            self.residual[chunk] = self._decoder.attend(w, self.residual[chunk])
+
+    def feed_forward(self, w: LayerWeights, keep: Callable[[Any, Any], Any]) -> None:
+        """The other half. keep(residual, FFN input) sees what predictors read and says which neurons to compute; None: all."""
+        for chunk in self._chunks():
+            before = self.before_ffn[chunk]
+            x = self._decoder.ffn_input(w, before)
+            self.residual[chunk] += self._decoder.ffn(w, x, keep(before, x))
+
+    def _chunks(self) -> Iterator[slice]:
         for start in range(0, len(self.windows), self._step):
-            yield self.residual[start:start + self._step]
+            yield slice(start, start + self._step)
 
 
 @dataclass
@@ -77,25 +94,26 @@ class Calibration:
 class LayerFit:
     """Makes predictors of one layer, of any rank, and looks for the rank to use."""
 
-    def __init__(self, llama: LayerwiseLlama, arrays: Arrays, w: LayerWeights, training: Stream, goal: Goal) -> None:
-        self._llama, self._arrays, self._w, self._goal = llama, arrays, w, goal
+    def __init__(self, decoder: LayerwiseDecoder, arrays: Arrays, w: LayerWeights, training: Stream, goal: Goal) -> None:
+        self._decoder, self._arrays, self._w, self._goal = decoder, arrays, w, goal
         calibrated = max(1, round(CALIBRATED_SHARE * len(training.windows)))
         self._fitted = len(training.windows) - calibrated
         self._training = training
-        moments = Moments(llama.shape.hidden)
+        moments = Moments(decoder.shape.hidden)
         for x in self._inputs():
             moments.add(arrays.get(x), arrays.get(x.T @ x))
-        self._decomposition = GateDecomposition(arrays.get(w.gate), llama.firing_threshold, moments)
+        self._decomposition = GateDecomposition(arrays.get(w.activated.weight),
+                                                decoder.shape.firing_threshold - as_numpy(arrays, w.activated.bias), moments)
         pieces = []
-        for residual in training.residual[self._fitted:]:
-            x = llama.ffn_input(w, residual)
-            pieces.append((residual, x, llama.fires(w, x)))
+        for residual in training.before_ffn[self._fitted:]:
+            x = decoder.ffn_input(w, residual)
+            pieces.append((residual, x, decoder.fires(w, x)))
         self._calibration = Calibration(pieces)
 
     def _inputs(self) -> Iterator[Any]:
         """FFN inputs [tokens, hidden] of the windows to fit."""
-        for residual in self._training.residual[:self._fitted]:
-            yield self._llama.ffn_input(self._w, residual)
+        for residual in self._training.before_ffn[:self._fitted]:
+            yield self._decoder.ffn_input(self._w, residual)
 
     def best(self) -> LowRank:
         """The predictor of the goal's rank, or of the smallest that meets the goal."""
@@ -125,47 +143,51 @@ class LayerFit:
             from isotherm_tools.predictor_training import train
 
             inputs = self._arrays.xp.concatenate(list(self._inputs()), axis=0)
-            predictor = train(predictor.put(self._arrays), inputs, lambda x: self._llama.fires(self._w, x), self._goal.epochs,
+            predictor = train(predictor.put(self._arrays), inputs, lambda x: self._decoder.fires(self._w, x), self._goal.epochs,
                               self._goal.seed).get(self._arrays)
         if self._goal.powerinfer:
-            sample = self._arrays.get(self._training.residual[:self._fitted]).reshape(-1, self._llama.shape.hidden)
+            sample = self._arrays.get(self._training.before_ffn[:self._fitted]).reshape(-1, self._decoder.shape.hidden)
             step = -(-len(sample) // POWERINFER_SAMPLE)
-            predictor = powerinfer_form(predictor, self._arrays.get(self._w.ffn_norm), sample[::step])
+            norm = NormWeights(self._arrays.get(self._w.ffn_norm.weight), as_numpy(self._arrays, self._w.ffn_norm.bias),
+                               self._decoder.shape.family.layer_norm)
+            predictor = powerinfer_form(predictor, norm, sample[::step])
         predictor, kept = self._calibration.apply(stored(predictor, self._goal.type_name), self._goal.recall, self._arrays)
         return stored(predictor, self._goal.type_name), kept
 
 
-def fit_model(llama: LayerwiseLlama, arrays: Arrays, training_windows: np.ndarray, held_out_windows: np.ndarray, goal: Goal,
+def fit_model(decoder: LayerwiseDecoder, arrays: Arrays, training_windows: np.ndarray, held_out_windows: np.ndarray, goal: Goal,
               done: Callable[[int, str], None] = lambda layers, note: None) -> tuple[list[LowRank], Report]:
     """The predictors of all layers, and the report on the held-out windows. `done(layers, note)` hears of each layer."""
-    training, exact, predicted = (Stream(llama, w) for w in (training_windows, held_out_windows, held_out_windows))
+    training, exact, predicted = (Stream(decoder, w) for w in (training_windows, held_out_windows, held_out_windows))
     predictors = []
     report = Report(goal.kind)
-    for layer in range(llama.shape.layers):
-        w = llama.weights(layer)
+    for layer in range(decoder.shape.layers):
+        w = decoder.weights(layer)
         for stream in (training, exact, predicted):
-            for residual in stream.chunks():
-                residual[:] = llama.attend(w, residual)
-        predictor = LayerFit(llama, arrays, w, training, goal).best()
+            stream.attend(w)
+        predictor = LayerFit(decoder, arrays, w, training, goal).best()
         predictors.append(predictor)
         here = predictor.put(arrays)
         counts = LayerReport(predictor.rank, stored_bytes(predictor, goal.type_name))
-        for residual in training.chunks():
-            residual[:] = residual + llama.ffn(w, llama.ffn_input(w, residual))
-        for residual in exact.chunks():
-            x = llama.ffn_input(w, residual)
-            counts.add(llama.fires(w, x), here.scores(residual, x) >= 0)
-            residual[:] = residual + llama.ffn(w, x)
-        for residual in predicted.chunks():
-            x = llama.ffn_input(w, residual)
-            residual[:] = residual + llama.ffn(w, x, here.scores(residual, x) >= 0)
+
+        def count(residual: Any, x: Any) -> None:
+            counts.add(decoder.fires(w, x), here.scores(residual, x) >= 0)
+
+        training.feed_forward(w, lambda residual, x: None)
+        exact.feed_forward(w, count)
+        predicted.feed_forward(w, lambda residual, x: here.scores(residual, x) >= 0)
         report.layers.append(counts)
         done(layer + 1, f"layer {layer}: rank {predictor.rank}, recall {100 * counts.recall:.2f} %, "
                         f"kept {counts.kept_over_fired:.2f} times what fires")
-    report.exact_loss = llama.losses(exact.residual, exact.windows)
-    report.predicted_loss = llama.losses(predicted.residual, predicted.windows)
+    report.exact_loss = decoder.losses(exact.residual, exact.windows)
+    report.predicted_loss = decoder.losses(predicted.residual, predicted.windows)
     report.scored = held_out_windows.shape[0] * (held_out_windows.shape[1] - 1)
     return predictors, report
+
+
+def as_numpy(arrays: Arrays, bias: Any) -> Any:
+    """A bias that may be 0 for none."""
+    return bias if isinstance(bias, float) else arrays.get(bias)
 
 
 def stored_bytes(predictor: LowRank, type_name: str) -> int:

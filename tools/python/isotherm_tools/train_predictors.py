@@ -22,11 +22,12 @@ from isotherm_tools import gguf_llama as gl
 from isotherm_tools.arrays import arrays_on
 from isotherm_tools.errors import UserError, run_command
 from isotherm_tools.gguf_container import F32, GGUF, POWERINFER, GgufFile, NewTensor
-from isotherm_tools.layerwise import PREDICTOR_TENSORS, LayerwiseLlama
+from isotherm_tools.layerwise import PREDICTOR_TENSORS, LayerwiseDecoder
 from isotherm_tools.lowrank import BLOCK, KINDS, LowRank
 from isotherm_tools.model_file import ModelFile
 from isotherm_tools.predictor_fit import Goal, fit_model
 from isotherm_tools.progress import Progress
+from isotherm_tools.token_windows import split_windows
 
 _KEYS = (gl.KEY_PREDICTOR_FORM, gl.KEY_PREDICTOR_INPUT, "isotherm.predictor.threshold", gl.KEY_POWERINFER_THRESHOLD)
 SVD_SHARE = 0.02
@@ -46,31 +47,14 @@ def parse_rank(text: str, ffn: int) -> int | None:
     return int(-(-rank // BLOCK)) * BLOCK
 
 
-def text_windows(model: Path, texts: list[Path], context: int, tokens: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """(training windows, held-out windows) of one text, or of one each; about `tokens` for training, spread over the text."""
-    try:
-        from isotherm_tools import tales_text
-    except ImportError:
-        raise UserError("reading text needs the sentencepiece and protobuf packages; install them") from None
-    tokenizer = tales_text.tokenizer_from_gguf(model)
-    cut = [tales_text.windows(tales_text.token_stream(tokenizer, tales_text.read_documents(text)), context) for text in texts]
-    if len(cut) == 1:
-        held_out = max(1, round(share * len(cut[0])))
-        cut = [cut[0][:-held_out], cut[0][-held_out:]]
-    for windows, least, what in zip(cut, (2, 1), ("train on", "measure on"), strict=True):
-        if len(windows) < least:
-            raise UserError(f"{texts[0] if what == 'train on' else texts[-1]} has too little text to {what}: "
-                             f"{len(windows)} windows of {context} tokens where {least} are the least")
-    return spread(cut[0], tokens // context), cut[1]
-
-
 def spread(windows: np.ndarray, count: int) -> np.ndarray:
     """At most `count` of the windows, and at least two, at even distances."""
     count = min(max(count, 2), len(windows))
     return windows[np.arange(count) * len(windows) // count]
 
 
-def write_model(file: GgufFile, out: Path, predictors: list[LowRank], type_name: str, powerinfer: bool) -> None:
+def write_model(file: GgufFile, out: Path, predictors: list[LowRank], type_name: str, powerinfer: bool,
+                activation: str) -> None:
     """The copy of `file` with these predictors in place of any that it had."""
     factors = ("fc1.weight", "fc2.weight") if powerinfer else ("pred_a.weight", "pred_b.weight")
     tensors = []
@@ -80,7 +64,8 @@ def write_model(file: GgufFile, out: Path, predictors: list[LowRank], type_name:
         if not powerinfer:
             bias = predictor.bias.astype(np.float32)
             tensors.append(NewTensor(f"blk.{layer}.pred_b.bias", bias.shape, F32, bias))
-    pairs: dict[str, str | float] = {gl.KEY_ACTIVATION: str(file.metadata.get(gl.KEY_ACTIVATION, "relu"))}
+    # A PowerInfer file means ReLU where it says nothing; under the other magic it has to say so.
+    pairs: dict[str, str | float] = {gl.KEY_ACTIVATION: activation}
     if powerinfer:
         pairs[gl.KEY_POWERINFER_THRESHOLD] = 0.0
     else:
@@ -95,7 +80,7 @@ def write_model(file: GgufFile, out: Path, predictors: list[LowRank], type_name:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="isotherm-train-predictors", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="GGUF or PowerInfer file of a sparse llama")
+    parser.add_argument("model", type=Path, help="GGUF or PowerInfer file of a ReLU-sparse model")
     parser.add_argument("--text", type=Path, required=True, help="UTF-8 text; a line <|endoftext|> ends a document")
     parser.add_argument("--valid", type=Path, help="held-out text to measure on (default: the end of --text)")
     parser.add_argument("--out", type=Path, required=True)
@@ -139,17 +124,18 @@ def run(options: argparse.Namespace) -> None:
     arrays = arrays_on(options.device)
     if options.kind == "trained" and arrays.name == "numpy":
         raise UserError("--kind trained needs the torch package; install it, or use --kind svd")
-    llama = LayerwiseLlama(file, arrays)
-    if type_name == "q8_0" and llama.shape.hidden % BLOCK:
-        raise UserError(f"a hidden width of {llama.shape.hidden} has no whole blocks of q8_0; use --type f16")
-    rank = parse_rank(options.rank or ("auto" if options.kind == "trained" else f"{100 * SVD_SHARE}%"), llama.shape.ffn)
+    decoder = LayerwiseDecoder(file, arrays)
+    if type_name == "q8_0" and decoder.shape.hidden % BLOCK:
+        raise UserError(f"a hidden width of {decoder.shape.hidden} has no whole blocks of q8_0; use --type f16")
+    rank = parse_rank(options.rank or ("auto" if options.kind == "trained" else f"{100 * SVD_SHARE}%"), decoder.shape.ffn)
     goal = Goal(options.kind, rank, options.recall, options.most_kept, type_name, powerinfer, options.epochs, options.seed)
-    context = min(options.context, llama.shape.context)
+    context = min(options.context, decoder.shape.context)
     texts = [options.text] if options.valid is None else [options.text, options.valid]
-    training, held_out = text_windows(options.model, texts, context, options.tokens, share=0.1)
-    progress = Progress("layers", llama.shape.layers, every_s=0)
-    predictors, report = fit_model(llama, arrays, training, spread(held_out, options.held_out_tokens // context), goal, progress.update)
-    write_model(file, options.out, predictors, type_name, powerinfer)
+    training, held_out = split_windows(file, texts, context)
+    training = spread(training, options.tokens // context)
+    progress = Progress("layers", decoder.shape.layers, every_s=0)
+    predictors, report = fit_model(decoder, arrays, training, spread(held_out, options.held_out_tokens // context), goal, progress.update)
+    write_model(file, options.out, predictors, type_name, powerinfer, decoder.shape.activation)
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
     print(report.table())

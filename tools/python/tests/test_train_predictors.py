@@ -12,9 +12,11 @@ import pytest
 from isotherm_tools import gguf_llama as gl
 from isotherm_tools import train_predictors
 from isotherm_tools.arrays import Arrays, arrays_on
-from isotherm_tools.gguf_container import POWERINFER, GgufFile
-from isotherm_tools.layerwise import LayerwiseLlama
-from isotherm_tools.lowrank import GateDecomposition, Moments, bound_for_recall, powerinfer_form
+from isotherm_tools.decoder_shape import SPARSE_ACTIVATIONS, decoder_shape
+from isotherm_tools.gguf_container import GGUF, POWERINFER, GgufFile
+from isotherm_tools.layerwise import LayerwiseDecoder
+from isotherm_tools.lowrank import GateDecomposition, Moments, NormWeights, bound_for_recall, powerinfer_form
+from isotherm_tools.predictor_fit import Stream
 from isotherm_tools.synthesize import Recipe, Synthesizer
 from test_gguf_export import read_expected
 
@@ -40,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """Runs the command with these flags on random tokens; (exit status, the report, the file)."""
-    monkeypatch.setattr(train_predictors, "text_windows", lambda *_, **__: (windows(64, 1), windows(16, 2)))
+    monkeypatch.setattr(train_predictors, "split_windows", lambda *_: (windows(64, 1), windows(16, 2)))
 
     def command(*flags: str):  # type: ignore[no-untyped-def]
         out, report = tmp_path / "out.gguf", tmp_path / "report.json"
@@ -50,24 +52,29 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: 
     return command
 
 
+def families() -> list[str]:
+    """Fixtures with logits from transformers, as far as their neurons can be inactive."""
+    found = []
+    for path in sorted(FIXTURES.glob("*.gguf")):
+        if path.with_name(f"{path.stem}.expected.bin").exists() and decoder_shape(GgufFile(path)).activation in SPARSE_ACTIVATIONS:
+            found.append(path.stem)
+    return found
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["gqa-relu-q4_0", "tied-relu-q8_0", "llama-fatrelu-f32", "mistral-drelu-q8_0", "bamboo-drelu-f32"])
+@pytest.mark.parametrize("name", families())
 def test_the_forward_pass_is_that_of_transformers(name: str, backend: str) -> None:
     tokens, logits = read_expected(FIXTURES / f"{name}.expected.bin")
-    arrays = arrays_on(backend)
-    llama = LayerwiseLlama(GgufFile(FIXTURES / f"{name}.gguf"), arrays)
-    x = llama.embed(tokens[None])
-    shares = []
-    for layer in range(llama.shape.layers):
-        w = llama.weights(layer)
-        x = llama.attend(w, x)
-        n = llama.ffn_input(w, x)
-        shares.append(arrays.get(llama.fires(w, n)).mean())
-        x = x + llama.ffn(w, n)
+    decoder = LayerwiseDecoder(GgufFile(FIXTURES / f"{name}.gguf"), arrays_on(backend))
+    stream = Stream(decoder, tokens[None])
+    for layer in range(decoder.shape.layers):
+        w = decoder.weights(layer)
+        stream.attend(w)
+        # What fires is all that matters.
+        stream.feed_forward(w, lambda _, x, w=w: decoder.fires(w, x))
     wide = logits.astype(np.float64)
     losses = np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(len(tokens)), np.append(tokens[1:], 0)]
-    assert llama.losses(x, tokens[None]) == pytest.approx(losses[:-1].sum(), rel=1e-5)
-    assert 0 < np.mean(shares) < (0.4 if "drelu" in name else 0.7)
+    assert decoder.losses(stream.residual, tokens[None]) == pytest.approx(losses[:-1].sum(), rel=1e-5)
 
 
 def gaussian_layer(tokens: int = 4000) -> tuple[np.ndarray, np.ndarray, Moments]:
@@ -100,15 +107,20 @@ def test_a_score_is_in_units_of_what_it_misses() -> None:
         assert missed.std() == pytest.approx(slope, rel=0.02)
 
 
-def test_powerinfers_form_decides_alike() -> None:
-    x, gate, moments = gaussian_layer()
-    predictor = GateDecomposition(gate, 0.5, moments).predictor(32)
-    norm = np.linspace(0.5, 2, 64)
-    residual = x / norm * np.random.default_rng(1).uniform(0.1, 9, (len(x), 1))
-    size = np.sqrt(np.square(residual).mean(axis=1, keepdims=True))
+@pytest.mark.parametrize("centred", [False, True])
+def test_powerinfers_form_decides_alike(centred: bool) -> None:
+    rng = np.random.default_rng(1)
+    residual = (rng.standard_normal((4000, 64)) @ rng.standard_normal((64, 64)) + 20 * np.sign(rng.standard_normal(64)))
+    residual *= rng.uniform(0.1, 9, (4000, 1))
+    norm = NormWeights(np.linspace(0.5, 2, 64), rng.standard_normal(64) if centred else 0.0, centred)
+    size = norm.sizes(residual)[:, None]
+    x = (residual - residual.mean(axis=1, keepdims=True) * centred) / size * norm.weight + norm.bias
+    moments = Moments(64)
+    moments.add(x, x.T @ x)
+    predictor = GateDecomposition(rng.standard_normal((96, 64)), 0.5, moments).predictor(32)
     form = powerinfer_form(predictor, norm, residual)
     assert form.relu_between and form.reads_residual and form.rank % 32 == 0
-    agree = (form.scores(residual, residual) >= 0) == (predictor.scores(residual, residual / size * norm) >= 0)
+    agree = (form.scores(residual, residual) >= 0) == (predictor.scores(residual, x) >= 0)
     assert agree.mean() > 0.97
 
 
@@ -156,7 +168,26 @@ def test_powerinfers_file(run, model: Path) -> None:  # type: ignore[no-untyped-
     assert file.tensors["blk.0.fc1.weight"].shape == (rank, 256) and file.tensors["blk.0.fc2.weight"].shape == (512, rank)
     assert not any(".pred_" in name for name in file.tensors) and gl.KEY_PREDICTOR_FORM not in file.metadata
     assert bytes(file.raw("blk.1.ffn_gate.weight")) == bytes(GgufFile(model).raw("blk.1.ffn_gate.weight"))
-    assert LayerwiseLlama(file, Arrays()).activation == "relu"
+    assert LayerwiseDecoder(file, Arrays()).shape.activation == "relu"
+
+
+@pytest.mark.parametrize("name", ["opt-powerinfer-f16", "falcon40b-relu-f32", "nemotron-relu2-f32", "minicpm-relu-f32", "bamboo-drelu-f32"])
+def test_every_family_gets_predictors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = FIXTURES / f"{name}.gguf"
+    shape, vocab = decoder_shape(GgufFile(path)), GgufFile(path).tensors["token_embd.weight"].shape[0]
+    ids = np.random.default_rng(3).integers(0, vocab, (60, min(shape.context, 64)))
+    monkeypatch.setattr(train_predictors, "split_windows", lambda *_: (ids[:50], ids[50:]))
+    report, out = tmp_path / "report.json", tmp_path / "out.gguf"
+    flags = ["--text", "unused", "--out", str(out), "--json", str(report), "--kind", "svd", "--device", "numpy", "--type", "f16"]
+    assert train_predictors.main([str(path), *flags, "--rank", "100%", "--recall", "0.999"]) == 0
+    result = json.loads(report.read_text())
+    # With drelu only half of the neurons that the gate lets through fire.
+    assert result["all"]["recall"] > 0.99 and result["all"]["kept_over_fired"] < (2.2 if "drelu" in name else 1.1)
+    assert result["predicted_perplexity"] == pytest.approx(result["exact_perplexity"], rel=0.003)
+    before, after = GgufFile(path), GgufFile(out)
+    assert after.magic == GGUF and decoder_shape(after) == shape
+    assert not any(".fc" in tensor for tensor in after.tensors) and "powerinfer.sparse_threshold" not in after.metadata
+    assert all(bytes(after.raw(tensor)) == bytes(before.raw(tensor)) for tensor in before.tensors if ".fc" not in tensor)
 
 
 @needs_torch
@@ -180,7 +211,7 @@ def test_wrong_flags_are_one_sentence(run, capsys, flags: list[str], reason: str
 
 
 @pytest.mark.parametrize(("name", "reason"), [
-    ("gqa-silu-f32", "every neuron is always active"), ("vocab-tiny-gpt-2", "predictors can be trained for llama")])
+    ("gqa-silu-f32", "every neuron is always active"), ("vocab-tiny-gpt-2", "supported: llama")])
 def test_models_without_sparse_neurons_are_refused(tmp_path: Path, capsys, name: str, reason: str) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "out.gguf"
     status = train_predictors.main([str(FIXTURES / f"{name}.gguf"), "--text", "unused", "--out", str(out), "--kind", "svd"])
