@@ -1,6 +1,6 @@
 // Decoders of packed rows, one for each weight type: vectors of F32 weights in registers. A quant times its
-// scale needs at most 24 bits of mantissa in every format, so weights are exact; those of Q4_K, which
-// subtracts a minimum, are rounded once.
+// scale needs at most 24 bits of mantissa in every format, so weights are exact; those of types with a
+// minimum are rounded once.
 //
 // Long because kernels need every decoder in the one file that is compiled for each instruction set.
 
@@ -15,46 +15,22 @@
 #include <cstring>
 
 #include "common/kernels/packed_row.h"
+#include "common/kernels/unpack-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace isotherm::kernels {
 namespace HWY_NAMESPACE {
 
-namespace hn = hwy::HWY_NAMESPACE;
-
-using DF = hn::ScalableTag<float>;
-using DI32 = hn::RebindToSigned<DF>;
-using DU32 = hn::RebindToUnsigned<DF>;
-using DI8 = hn::Rebind<int8_t, DF>;
-using DU8 = hn::Rebind<uint8_t, DF>;
-using DU16 = hn::Rebind<uint16_t, DF>;
-using DF16 = hn::Rebind<hwy::float16_t, DF>;
-using VF = hn::Vec<DF>;
-
-HWY_INLINE constexpr int64_t LanesF() { return HWY_LANES(float); }
-
 // Decoders are entered once for each group of columns. 512 columns make 16 scales, one AVX-512 vector, and
 // two superblocks.
 inline constexpr int64_t kGroupColumns = 512;
-inline constexpr int64_t kBlockColumns = 32;
-inline constexpr int64_t kSuperblockColumns = 256;
-
-HWY_INLINE VF LoadHalf(const uint8_t* from) {
-  return hn::PromoteTo(DF(), hn::LoadU(DF16(), reinterpret_cast<const hwy::float16_t*>(from)));
-}
 
 // LanesF() values of which the first `bytes` bytes may be read, zeros after them.
 HWY_INLINE VF LoadFirstHalves(const uint8_t* from, int64_t bytes) {
   uint8_t padded[2 * LanesF()] = {};
   std::memcpy(padded, from, static_cast<size_t>(bytes));
   return LoadHalf(padded);
-}
-
-HWY_INLINE float LoadOneHalf(const uint8_t* from) {
-  uint16_t bits;
-  std::memcpy(&bits, from, sizeof(bits));
-  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
 }
 
 // Interface of every decoder:
@@ -204,94 +180,16 @@ class RowDecoder<WeightType::kQ4_0> {
   GroupScales scales_;
 };
 
-// 32 bytes of nibbles: columns 0..31 in the low ones, 32..63 in the high ones. out = nibble * scale -
-// minimum.
-HWY_INLINE void UnpackNibbles64(const uint8_t* bytes, const float scale[2], const float minimum[2],
-                                float* out) {
-  for (int64_t i = 0; i < 32; i += LanesF()) {
-    const auto pairs = hn::PromoteTo(DU32(), hn::LoadU(DU8(), bytes + i));
-    const auto low = hn::BitCast(DI32(), hn::And(pairs, hn::Set(DU32(), 15)));
-    const auto high = hn::BitCast(DI32(), hn::ShiftRight<4>(pairs));
-    hn::StoreU(hn::MulSub(hn::ConvertTo(DF(), low), hn::Set(DF(), scale[0]), hn::Set(DF(), minimum[0])), DF(),
-               out + i);
-    hn::StoreU(hn::MulSub(hn::ConvertTo(DF(), high), hn::Set(DF(), scale[1]), hn::Set(DF(), minimum[1])),
-               DF(), out + 32 + i);
-  }
-}
-
-// to[i] = bytes[i] * factor for the 8 or 16 small integers that scale a superblock's parts.
-template <size_t kCount, class T>
-HWY_INLINE void ScaleBytes(const T* bytes, float factor, float* to) {
-  const hn::CappedTag<float, kCount> d;
-  const hn::RebindToSigned<decltype(d)> di;
-  for (size_t i = 0; i < kCount; i += hn::Lanes(d)) {
-    const auto integers = hn::PromoteTo(di, hn::LoadU(hn::Rebind<T, decltype(d)>(), bytes + i));
-    hn::StoreU(hn::Mul(hn::ConvertTo(d, integers), hn::Set(d, factor)), d, to + i);
-  }
-}
-
-// Superblock of Q4_K: F16 scale and F16 scale of minima, eight 6-bit scales and eight 6-bit minima in 12
-// bytes, nibbles. The first four scales and minima take the low six bits of a byte each; the others have
-// their low four bits in the last four bytes and their high two on top of the first eight.
-inline constexpr int64_t kQ4KBytes = 144;
-HWY_INLINE void UnpackQ4K(const uint8_t* block, float* out) {
-  uint32_t packed[3];
-  std::memcpy(packed, block + 4, sizeof(packed));
-  const uint32_t scales[2] = {packed[0] & 0x3f3f3f3f,
-                              (packed[2] & 0x0f0f0f0f) | (packed[0] >> 2 & 0x30303030)};
-  const uint32_t minima[2] = {packed[1] & 0x3f3f3f3f,
-                              (packed[2] >> 4 & 0x0f0f0f0f) | (packed[1] >> 2 & 0x30303030)};
-  float scale[8];
-  float minimum[8];
-  ScaleBytes<8>(reinterpret_cast<const uint8_t*>(scales), LoadOneHalf(block), scale);
-  ScaleBytes<8>(reinterpret_cast<const uint8_t*>(minima), LoadOneHalf(block + 2), minimum);
-  for (int i = 0; i < 4; ++i)
-    UnpackNibbles64(block + 16 + 32 * i, scale + 2 * i, minimum + 2 * i, out + 64 * i);
-}
-
-// Superblock of Q6_K: 128 bytes of low nibbles, 64 bytes of high bit pairs, sixteen int8 scales, F16 scale.
-// Each half of 128 columns uses 64 and 32 bytes of them; columns of its four quarters share a byte of high
-// bits.
-inline constexpr int64_t kQ6KBytes = 210;
-HWY_INLINE void UnpackQ6K(const uint8_t* block, float* out) {
-  const DU32 d;
-  const auto nibble = hn::Set(d, 15);
-  const auto pair = hn::Set(d, 0x30);
-  float scale[16];
-  ScaleBytes<16>(reinterpret_cast<const int8_t*>(block + 192), LoadOneHalf(block + 208), scale);
-  for (int64_t half = 0; half < 2; ++half, out += 128) {
-    const uint8_t* const low = block + 64 * half;
-    const uint8_t* const high = block + 128 + 32 * half;
-    HWY_UNROLL(4)
-    for (int64_t i = 0; i < 32; i += LanesF()) {
-      const auto low0 = hn::PromoteTo(d, hn::LoadU(DU8(), low + i));
-      const auto low1 = hn::PromoteTo(d, hn::LoadU(DU8(), low + 32 + i));
-      const auto bits = hn::PromoteTo(d, hn::LoadU(DU8(), high + i));
-      const hn::Vec<DU32> quarters[4] = {
-          hn::Or(hn::And(low0, nibble), hn::And(hn::ShiftLeft<4>(bits), pair)),
-          hn::Or(hn::And(low1, nibble), hn::And(hn::ShiftLeft<2>(bits), pair)),
-          hn::Or(hn::ShiftRight<4>(low0), hn::And(bits, pair)),
-          hn::Or(hn::ShiftRight<4>(low1), hn::And(hn::ShiftRight<2>(bits), pair))};
-      HWY_UNROLL(4)
-      for (int64_t quarter = 0; quarter < 4; ++quarter) {
-        const auto quants = hn::Sub(hn::BitCast(DI32(), quarters[quarter]), hn::Set(DI32(), 32));
-        const auto factor = hn::Set(DF(), scale[8 * half + 2 * quarter + i / 16]);
-        hn::StoreU(hn::Mul(hn::ConvertTo(DF(), quants), factor), DF(), out + 32 * quarter + i);
-      }
-    }
-  }
-}
-
-// K types unpack the group's superblocks into a buffer that stays in the first-level cache.
-template <int64_t kBytes, void (*kUnpack)(const uint8_t*, float*)>
-class SuperblockDecoder {
+// Types that keep the file's blocks unpack those of the group into a buffer that stays in the first-level
+// cache.
+template <int64_t kColumns, int64_t kBytes, void (*kUnpack)(const uint8_t*, float*)>
+class BlockDecoder {
  public:
-  static constexpr int64_t AheadBytes(int64_t columns) { return columns * kBytes / kSuperblockColumns; }
+  static constexpr int64_t AheadBytes(int64_t columns) { return columns * kBytes / kColumns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = row; }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
-    const uint8_t* superblock = row_ + begin / kSuperblockColumns * kBytes;
-    for (int64_t i = 0; i < end - begin; i += kSuperblockColumns, superblock += kBytes)
-      kUnpack(superblock, group_ + i);
+    const uint8_t* block = row_ + begin / kColumns * kBytes;
+    for (int64_t i = 0; i < end - begin; i += kColumns, block += kBytes) kUnpack(block, group_ + i);
   }
   HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
     return hn::Load(DF(), group_ + column + offset);
@@ -303,10 +201,22 @@ class SuperblockDecoder {
 };
 
 template <>
-class RowDecoder<WeightType::kQ4_K> : public SuperblockDecoder<kQ4KBytes, UnpackQ4K> {};
+class RowDecoder<WeightType::kQ4_1> : public BlockDecoder<kBlockColumns, kQ41Bytes, UnpackQ41> {};
 
 template <>
-class RowDecoder<WeightType::kQ6_K> : public SuperblockDecoder<kQ6KBytes, UnpackQ6K> {};
+class RowDecoder<WeightType::kQ5_0> : public BlockDecoder<kBlockColumns, kQ50Bytes, UnpackQ50> {};
+
+template <>
+class RowDecoder<WeightType::kQ5_1> : public BlockDecoder<kBlockColumns, kQ51Bytes, UnpackQ51> {};
+
+template <>
+class RowDecoder<WeightType::kQ4_K> : public BlockDecoder<kSuperblockColumns, kQ4KBytes, UnpackQ4K> {};
+
+template <>
+class RowDecoder<WeightType::kQ5_K> : public BlockDecoder<kSuperblockColumns, kQ5KBytes, UnpackQ5K> {};
+
+template <>
+class RowDecoder<WeightType::kQ6_K> : public BlockDecoder<kSuperblockColumns, kQ6KBytes, UnpackQ6K> {};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace isotherm::kernels

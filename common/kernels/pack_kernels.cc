@@ -10,7 +10,8 @@
 #define HWY_TARGET_INCLUDE "common/kernels/pack_kernels.cc"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // clang-format on
-#include "common/kernels/decode-inl.h"
+#include "common/kernels/quantize_q4_k-inl.h"
+#include "common/kernels/unpack-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -108,9 +109,14 @@ void QuantizeQ4(const float* values, int64_t n, uint8_t* nibbles, uint16_t* scal
   }
 }
 
+void QuantizeQ4K(const float* values, int64_t n, uint8_t* blocks) {
+  for (int64_t begin = 0; begin < n; begin += kSuperblockColumns, blocks += kQ4KBytes)
+    QuantizeSuperblock(values + begin, blocks);
+}
+
 const PackKernels* PackTable() {
-  static constexpr PackKernels kTable = {RoundF16, RoundBF16, QuantizeQ8<uint16_t>, QuantizeQ8<float>,
-                                         QuantizeQ4};
+  static constexpr PackKernels kTable = {RoundF16,          RoundBF16,  QuantizeQ8<uint16_t>,
+                                         QuantizeQ8<float>, QuantizeQ4, QuantizeQ4K};
   return &kTable;
 }
 

@@ -15,6 +15,8 @@ struct PackKernels {
   void (*quantize_q8_f32)(const float* values, int64_t n, int8_t* quants,
                           float* scales);  // Q8_0 but for its scales.
   void (*quantize_q4_0)(const float* values, int64_t n, uint8_t* nibbles, uint16_t* scales);
+  // Blocks as files store them; n is a multiple of 256.
+  void (*quantize_q4_k)(const float* values, int64_t n, uint8_t* blocks);
 };
 
 const PackKernels& GetPackKernels();

@@ -16,18 +16,49 @@ constexpr int64_t kAlignment = 64;
 constexpr int64_t kBlockColumns = 32;
 constexpr int64_t kScaleBytes = 2;
 
+// Rows of files are decoded and encoded by way of packed pieces of so many columns, so that every format is
+// known in one place.
+constexpr int64_t kPiece = 512;
+
 struct TypeTraits {
   const char* name;
   int64_t block_columns;
   int64_t block_bytes;
 };
 
-constexpr TypeTraits kTraits[] = {{"F32", 1, 4},    {"F16", 1, 2},      {"BF16", 1, 2},    {"Q8_0", 32, 34},
-                                  {"Q4_0", 32, 18}, {"Q4_K", 256, 144}, {"Q6_K", 256, 210}};
+// In the order of WeightType.
+constexpr TypeTraits kTraits[] = {{"F32", 1, 4},    {"F16", 1, 2},      {"BF16", 1, 2},     {"Q8_0", 32, 34},
+                                  {"Q4_0", 32, 18}, {"Q4_K", 256, 144}, {"Q6_K", 256, 210}, {"Q4_1", 32, 20},
+                                  {"Q5_0", 32, 22}, {"Q5_1", 32, 24},   {"Q5_K", 256, 176}};
 
 const TypeTraits& Traits(WeightType type) { return kTraits[static_cast<int>(type)]; }
 
 bool HasScalesApart(WeightType type) { return type == WeightType::kQ8_0 || type == WeightType::kQ4_0; }
+
+// From scales apart to blocks that begin with theirs.
+void JoinScales(WeightType type, const uint8_t* packed, int64_t columns, uint8_t* file_row) {
+  const int64_t block_bytes = Traits(type).block_bytes;
+  const int64_t quant_bytes = block_bytes - kScaleBytes;
+  const int64_t blocks = columns / kBlockColumns;
+  const uint8_t* const scales = packed + blocks * quant_bytes;
+  for (int64_t i = 0; i < blocks; ++i) {
+    uint8_t* const block = file_row + i * block_bytes;
+    std::memcpy(block, scales + i * kScaleBytes, kScaleBytes);
+    std::memcpy(block + kScaleBytes, packed + i * quant_bytes, static_cast<size_t>(quant_bytes));
+  }
+}
+
+void SeparateScales(WeightType type, const uint8_t* file_row, int64_t columns, uint8_t* packed) {
+  const int64_t block_bytes = Traits(type).block_bytes;
+  const int64_t quant_bytes = block_bytes - kScaleBytes;
+  const int64_t blocks = columns / kBlockColumns;
+  uint8_t* const scales = packed + blocks * quant_bytes;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const uint8_t* const block = file_row + i * block_bytes;
+    std::memcpy(scales + i * kScaleBytes, block, kScaleBytes);
+    std::memcpy(packed + i * quant_bytes, block + kScaleBytes, static_cast<size_t>(quant_bytes));
+  }
+}
 
 void ZeroPadding(WeightType type, int64_t columns, uint8_t* packed) {
   const int64_t used = FileRowBytes(type, columns);
@@ -50,15 +81,7 @@ int64_t PackedRowBytes(WeightType type, int64_t columns) {
 
 void PackRow(WeightType type, const uint8_t* file_row, int64_t columns, uint8_t* packed) {
   if (HasScalesApart(type)) {
-    const int64_t block_bytes = Traits(type).block_bytes;
-    const int64_t quant_bytes = block_bytes - kScaleBytes;
-    const int64_t blocks = columns / kBlockColumns;
-    uint8_t* const scales = packed + blocks * quant_bytes;
-    for (int64_t i = 0; i < blocks; ++i) {
-      const uint8_t* const block = file_row + i * block_bytes;
-      std::memcpy(scales + i * kScaleBytes, block, kScaleBytes);
-      std::memcpy(packed + i * quant_bytes, block + kScaleBytes, static_cast<size_t>(quant_bytes));
-    }
+    SeparateScales(type, file_row, columns, packed);
   } else {
     std::copy_n(file_row, FileRowBytes(type, columns), packed);
   }
@@ -66,8 +89,6 @@ void PackRow(WeightType type, const uint8_t* file_row, int64_t columns, uint8_t*
 }
 
 void UnpackFileRow(WeightType type, const uint8_t* file_row, int64_t columns, float* out) {
-  // By way of packed pieces, so that every format is decoded in one place.
-  constexpr int64_t kPiece = 512;
   alignas(kAlignment) uint8_t packed[kPiece * sizeof(float)];
   const auto unpack = GetRowKernels(type).unpack;
   for (int64_t begin = 0; begin < columns; begin += kPiece) {
@@ -79,6 +100,25 @@ void UnpackFileRow(WeightType type, const uint8_t* file_row, int64_t columns, fl
 
 void UnpackRow(WeightType type, const uint8_t* packed, int64_t columns, float* out) {
   GetRowKernels(type).unpack(packed, columns, out);
+}
+
+bool CanPackFloats(WeightType type) {
+  switch (type) {
+    case WeightType::kF32:
+    case WeightType::kF16:
+    case WeightType::kBF16:
+    case WeightType::kQ8_0:
+    case WeightType::kQ4_0:
+    case WeightType::kQ4_K:
+      return true;
+    case WeightType::kQ6_K:
+    case WeightType::kQ4_1:
+    case WeightType::kQ5_0:
+    case WeightType::kQ5_1:
+    case WeightType::kQ5_K:
+      return false;
+  }
+  return false;
 }
 
 void PackFloatRow(WeightType type, const float* values, int64_t columns, uint8_t* packed) {
@@ -101,10 +141,30 @@ void PackFloatRow(WeightType type, const float* values, int64_t columns, uint8_t
       kernels.quantize_q4_0(values, columns, packed, scales_after(columns / 2));
       break;
     case WeightType::kQ4_K:
+      kernels.quantize_q4_k(values, columns, packed);
+      break;
     case WeightType::kQ6_K:
+    case WeightType::kQ4_1:
+    case WeightType::kQ5_0:
+    case WeightType::kQ5_1:
+    case WeightType::kQ5_K:
       std::abort();  // Outside the contract: nothing writes these types.
   }
   ZeroPadding(type, columns, packed);
+}
+
+void EncodeFileRow(WeightType type, const float* values, int64_t columns, uint8_t* file_row) {
+  alignas(kAlignment) uint8_t packed[kPiece * sizeof(float)];
+  for (int64_t begin = 0; begin < columns; begin += kPiece) {
+    const int64_t count = std::min(kPiece, columns - begin);
+    PackFloatRow(type, values + begin, count, packed);
+    uint8_t* const to = file_row + FileRowBytes(type, begin);
+    if (HasScalesApart(type)) {
+      JoinScales(type, packed, count, to);
+    } else {
+      std::copy_n(packed, FileRowBytes(type, count), to);
+    }
+  }
 }
 
 float HalfToFloat(uint16_t half) {

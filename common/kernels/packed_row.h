@@ -8,11 +8,11 @@
 //   F32, F16, BF16   the values
 //   Q8_0             int8 quants [n], then F16 scales [n / 32]
 //   Q4_0             the 16-byte nibble groups of n / 32 blocks as GGUF orders them, then F16 scales [n / 32]
-//   Q4_K, Q6_K       the file's blocks unchanged
+//   all others       the file's blocks unchanged
 // Any change here changes kBundleLayoutVersion in common/neuron.
 namespace isotherm::kernels {
 
-enum class WeightType : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_K, kQ6_K };
+enum class WeightType : uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_K, kQ6_K, kQ4_1, kQ5_0, kQ5_1, kQ5_K };
 
 const char* WeightTypeName(WeightType type);
 // Columns of a row must be a multiple of this.
@@ -26,9 +26,12 @@ void PackRow(WeightType type, const uint8_t* file_row, int64_t columns, uint8_t*
 void UnpackFileRow(WeightType type, const uint8_t* file_row, int64_t columns, float* out);
 void UnpackRow(WeightType type, const uint8_t* packed, int64_t columns, float* out);
 
-// Rounds F32 values to a packed row of type F32, F16, BF16 (nearest even), Q8_0 or Q4_0 (the blocks
-// llama.cpp's reference quantiser writes).
+// Types that F32 values can be rounded to: F32, F16, BF16 (nearest even), Q8_0, Q4_0 (the blocks llama.cpp's
+// reference quantiser writes) and Q4_K (quantize_q4_k-inl.h).
+bool CanPackFloats(WeightType type);
+// To a packed row of such a type, or to the row as a file stores it.
 void PackFloatRow(WeightType type, const float* values, int64_t columns, uint8_t* packed);
+void EncodeFileRow(WeightType type, const float* values, int64_t columns, uint8_t* file_row);
 
 float HalfToFloat(uint16_t half);
 uint16_t FloatToHalf(float value);

@@ -285,10 +285,11 @@ constexpr RowKernels KernelsOf() {
 }
 
 const RowKernels* KernelTable() {
-  static constexpr RowKernels kTable[] = {KernelsOf<WeightType::kF32>(),  KernelsOf<WeightType::kF16>(),
-                                          KernelsOf<WeightType::kBF16>(), KernelsOf<WeightType::kQ8_0>(),
-                                          KernelsOf<WeightType::kQ4_0>(), KernelsOf<WeightType::kQ4_K>(),
-                                          KernelsOf<WeightType::kQ6_K>()};
+  static constexpr RowKernels kTable[] = {
+      KernelsOf<WeightType::kF32>(),  KernelsOf<WeightType::kF16>(),  KernelsOf<WeightType::kBF16>(),
+      KernelsOf<WeightType::kQ8_0>(), KernelsOf<WeightType::kQ4_0>(), KernelsOf<WeightType::kQ4_K>(),
+      KernelsOf<WeightType::kQ6_K>(), KernelsOf<WeightType::kQ4_1>(), KernelsOf<WeightType::kQ5_0>(),
+      KernelsOf<WeightType::kQ5_1>(), KernelsOf<WeightType::kQ5_K>()};
   return kTable;
 }
 

@@ -12,9 +12,9 @@ double DotTolerance(int64_t k, double norm_a, double norm_b) {
 }
 
 double QuantizationError(WeightType type) {
-  // |rounded - value| / |value| over 3 * 10^6 standard normal values, Euclidean norms. For Q4_K and Q6_K with
-  // a plain absolute-maximum (minimum and maximum) quantiser; writers that search for better scales stay
-  // below.
+  // |rounded - value| / |value| over 3 * 10^6 standard normal values, Euclidean norms. Of types with
+  // minima and of K types with a plain quantiser of minimum and maximum (absolute maximum for Q5_0 and Q6_K);
+  // writers that search for better scales stay below.
   switch (type) {
     case WeightType::kF32:
       return 0.0;
@@ -27,7 +27,13 @@ double QuantizationError(WeightType type) {
     case WeightType::kQ4_0:
       return 8.6e-2;
     case WeightType::kQ4_K:
+    case WeightType::kQ4_1:
       return 7.9e-2;
+    case WeightType::kQ5_0:
+      return 4.3e-2;
+    case WeightType::kQ5_1:
+    case WeightType::kQ5_K:
+      return 3.9e-2;
     case WeightType::kQ6_K:
       return 1.9e-2;
   }

@@ -14,8 +14,9 @@ namespace {
 using gguf::TensorType;
 
 constexpr TensorType kWeightTypes[] = {TensorType::kF32,  TensorType::kF16,  TensorType::kBF16,
-                                       TensorType::kQ8_0, TensorType::kQ4_0, TensorType::kQ4_K,
-                                       TensorType::kQ6_K};
+                                       TensorType::kQ8_0, TensorType::kQ4_0, TensorType::kQ4_1,
+                                       TensorType::kQ5_0, TensorType::kQ5_1, TensorType::kQ4_K,
+                                       TensorType::kQ5_K, TensorType::kQ6_K};
 constexpr TensorType kVectorTypes[] = {TensorType::kF32, TensorType::kF16};
 
 bool Contains(absl::Span<const TensorType> types, TensorType type) {

@@ -108,14 +108,22 @@ absl::StatusOr<WeightType> PackedWeightType(const gguf::TensorInfo& tensor) {
       return WeightType::kQ8_0;
     case gguf::TensorType::kQ4_0:
       return WeightType::kQ4_0;
+    case gguf::TensorType::kQ4_1:
+      return WeightType::kQ4_1;
+    case gguf::TensorType::kQ5_0:
+      return WeightType::kQ5_0;
+    case gguf::TensorType::kQ5_1:
+      return WeightType::kQ5_1;
     case gguf::TensorType::kQ4_K:
       return WeightType::kQ4_K;
+    case gguf::TensorType::kQ5_K:
+      return WeightType::kQ5_K;
     case gguf::TensorType::kQ6_K:
       return WeightType::kQ6_K;
     default:
       return absl::UnimplementedError(
           absl::StrCat(tensor.name, " has type ", gguf::TensorTypeName(tensor.type),
-                       "; weights may be F32, F16, BF16, Q8_0, Q4_0, Q4_K or Q6_K"));
+                       "; weights may be F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K"));
   }
 }
 

@@ -2,8 +2,8 @@
 
 #include <cstring>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/neuron/bundle.h"
 
 namespace isotherm::gpu_worker {
 namespace {
@@ -16,36 +16,15 @@ constexpr int64_t kPieceBytes = int64_t{64} << 20;
 
 }  // namespace
 
-absl::StatusOr<kernels::WeightType> ToWeightType(gguf::TensorType type) {
-  switch (type) {
-    case gguf::TensorType::kF32:
-      return kernels::WeightType::kF32;
-    case gguf::TensorType::kF16:
-      return kernels::WeightType::kF16;
-    case gguf::TensorType::kBF16:
-      return kernels::WeightType::kBF16;
-    case gguf::TensorType::kQ8_0:
-      return kernels::WeightType::kQ8_0;
-    case gguf::TensorType::kQ4_0:
-      return kernels::WeightType::kQ4_0;
-    case gguf::TensorType::kQ4_K:
-      return kernels::WeightType::kQ4_K;
-    case gguf::TensorType::kQ6_K:
-      return kernels::WeightType::kQ6_K;
-    default:
-      return absl::UnimplementedError(absl::StrCat("weights of type ", gguf::TensorTypeName(type)));
-  }
-}
-
 int64_t DeviceMatrixBytes(const model::TensorRef& tensor) {
   if (!tensor.present()) return 0;
-  auto type = ToWeightType(tensor.info->type);
+  auto type = neuron::PackedWeightType(*tensor.info);
   return type.ok() ? tensor.rows * kernels::PackedRowBytes(*type, tensor.columns) : 0;
 }
 
 absl::StatusOr<DeviceMatrix> LoadMatrix(const model::Model& model, const model::TensorRef& tensor,
                                         MemoryPurpose purpose, Device& device) {
-  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(tensor.info->type));
+  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, neuron::PackedWeightType(*tensor.info));
   DeviceMatrix matrix;
   const int64_t stride = kernels::PackedRowBytes(type, tensor.columns);
   const int64_t file_row = kernels::FileRowBytes(type, tensor.columns);
@@ -71,7 +50,7 @@ absl::StatusOr<DeviceMatrix> LoadMatrix(const model::Model& model, const model::
 
 absl::StatusOr<Buffer> LoadVector(const model::Model& model, const model::TensorRef& tensor,
                                   MemoryPurpose purpose, Device& device, float scale) {
-  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(tensor.info->type));
+  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, neuron::PackedWeightType(*tensor.info));
   const int64_t bytes = DeviceVectorBytes(tensor);
   ISOTHERM_ASSIGN_OR_RETURN(Buffer buffer, device.Allocate(bytes, purpose));
   ISOTHERM_RETURN_IF_ERROR(device.Write(buffer, 0, bytes, [&](uint8_t* out) {

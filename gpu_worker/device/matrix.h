@@ -16,7 +16,6 @@ struct DeviceMatrix {
   kernels::WeightMatrix view;
 };
 
-absl::StatusOr<kernels::WeightType> ToWeightType(gguf::TensorType type);
 // 0 for an absent tensor.
 int64_t DeviceMatrixBytes(const model::TensorRef& tensor);
 

@@ -141,24 +141,72 @@ struct Decoder<WeightType::kQ4_0> {
   }
 };
 
-// An eighth of a superblock: sixteen bytes hold sixteen columns in the low nibbles and, 32 columns on,
-// sixteen more in the high ones. Scales and minima as in common/kernels/decode-inl.h.
-template <>
-struct Decoder<WeightType::kQ4_K> {
+// A block of 32 as files store it: F16 scale, F16 minimum or none (then integers count from -16), four bytes
+// of fifth bits or none, nibbles as in Q4_0. Blocks are aligned to two bytes only.
+template <bool kMinimum, bool kFifthBits>
+struct BlockDecoder {
   static constexpr int kRuns = 4;
+  static constexpr int kFifthsAt = kMinimum ? 2 : 1;  // in units of two bytes
+  static constexpr int kNibblesAt = kFifthsAt + (kFifthBits ? 2 : 0);
+  static constexpr int kBlockUnits = kNibblesAt + 8;
+  struct Raw {
+    unsigned short units[kBlockUnits];
+  };
+  static __device__ int64_t Column(int64_t chunk, int run) { return 32 * chunk + kRunColumns * run; }
+  static __device__ Raw Load(const uint8_t* row, int64_t, int64_t chunk) {
+    Raw raw;
+#pragma unroll
+    for (int i = 0; i < kBlockUnits; ++i) {
+      raw.units[i] = LoadOnce<unsigned short>(row + 2 * (kBlockUnits * chunk + i));
+    }
+    return raw;
+  }
+  static __device__ void Decode(const Raw& raw, int64_t, float (&weights)[kRuns][kRunColumns]) {
+    const float scale = HalfBits(raw.units[0]);
+    const float offset = kMinimum ? HalfBits(raw.units[1]) : -16 * scale;
+    const uint32_t fifths =
+        kFifthBits ? raw.units[kFifthsAt] | static_cast<uint32_t>(raw.units[kFifthsAt + 1]) << 16 : 0;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const uint32_t pair = raw.units[kNibblesAt + i / 2] >> (8 * (i % 2));
+      const uint32_t low = (pair & 15) | (fifths >> i & 1) << 4;
+      const uint32_t high = (pair >> 4 & 15) | (fifths >> (16 + i) & 1) << 4;
+      weights[i / 8][i % 8] = fmaf(static_cast<float>(low), scale, offset);
+      weights[2 + i / 8][i % 8] = fmaf(static_cast<float>(high), scale, offset);
+    }
+  }
+};
+
+template <>
+struct Decoder<WeightType::kQ4_1> : BlockDecoder<true, false> {};
+template <>
+struct Decoder<WeightType::kQ5_0> : BlockDecoder<false, true> {};
+template <>
+struct Decoder<WeightType::kQ5_1> : BlockDecoder<true, true> {};
+
+// An eighth of a superblock: sixteen bytes hold sixteen columns in the low nibbles and, 32 columns on,
+// sixteen more in the high ones. Scales, minima and fifth bits as in common/kernels/unpack-inl.h.
+template <bool kFifthBits>
+struct SuperblockDecoder {
+  static constexpr int kRuns = 4;
+  static constexpr int kNibblesAt = kFifthBits ? 48 : 16;
+  static constexpr int kBytes = kNibblesAt + 128;
   struct Raw {
     uint4 nibbles;
     uint4 header;  // F16 scale and F16 scale of minima, twelve bytes of 6-bit scales and minima
+    uint4 fifths;
   };
   static __device__ int64_t Column(int64_t chunk, int run) {
     return 64 * (chunk / 2) + 16 * (chunk % 2) + kRunColumns * (run % 2) + 32 * (run / 2);
   }
   static __device__ Raw Load(const uint8_t* row, int64_t, int64_t chunk) {
-    const uint8_t* superblock = row + 144 * (chunk / 8);
-    return {LoadOnce<uint4>(superblock + 16 + 16 * (chunk % 8)), LoadOnce<uint4>(superblock)};
+    const uint8_t* superblock = row + kBytes * (chunk / 8);
+    return {LoadOnce<uint4>(superblock + kNibblesAt + 16 * (chunk % 8)), LoadOnce<uint4>(superblock),
+            kFifthBits ? LoadOnce<uint4>(superblock + 16 + 16 * (chunk % 2)) : uint4{}};
   }
   static __device__ void Decode(const Raw& raw, int64_t chunk, float (&weights)[kRuns][kRunColumns]) {
     const uint32_t words[] = {raw.nibbles.x, raw.nibbles.y, raw.nibbles.z, raw.nibbles.w};
+    const uint32_t fifths[] = {raw.fifths.x, raw.fifths.y, raw.fifths.z, raw.fifths.w};
     const int group = static_cast<int>(chunk % 8 / 2);
     const bool late = group >= 2;  // sub-blocks 4..7
     const uint32_t scales =
@@ -175,11 +223,17 @@ struct Decoder<WeightType::kQ4_K> {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const uint32_t nibble = words[i / 4] >> (8 * (i % 4) + 4 * half) & 15;
-        weights[2 * half + i / 8][i % 8] = fmaf(static_cast<float>(nibble), scale, -minimum);
+        const uint32_t fifth = fifths[i / 4] >> (8 * (i % 4) + 2 * group + half) & 1;
+        weights[2 * half + i / 8][i % 8] = fmaf(static_cast<float>(nibble | fifth << 4), scale, -minimum);
       }
     }
   }
 };
+
+template <>
+struct Decoder<WeightType::kQ4_K> : SuperblockDecoder<false> {};
+template <>
+struct Decoder<WeightType::kQ5_K> : SuperblockDecoder<true> {};
 
 // Eight columns of one of the superblock's eight quarters of a half; superblocks of 210 bytes are aligned to
 // two only.
@@ -237,6 +291,14 @@ inline auto DispatchWeightType(WeightType type, const Function& function) {
       return function.template operator()<WeightType::kQ4_K>();
     case WeightType::kQ6_K:
       return function.template operator()<WeightType::kQ6_K>();
+    case WeightType::kQ4_1:
+      return function.template operator()<WeightType::kQ4_1>();
+    case WeightType::kQ5_0:
+      return function.template operator()<WeightType::kQ5_0>();
+    case WeightType::kQ5_1:
+      return function.template operator()<WeightType::kQ5_1>();
+    case WeightType::kQ5_K:
+      return function.template operator()<WeightType::kQ5_K>();
   }
   return function.template operator()<WeightType::kF32>();
 }

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/sketch.h"
+#include "common/neuron/bundle.h"
 #include "gpu_worker/device/matrix.h"
 
 namespace isotherm::gpu_worker {
@@ -124,7 +125,7 @@ absl::StatusOr<std::unique_ptr<Predictor>> MakeGate(const model::Model& model, D
 absl::StatusOr<Buffer> SketchRows(const model::Model& model, const model::TensorRef& matrix, Device& device) {
   const int64_t hidden = matrix.columns;
   const int64_t stride = kernels::SketchRowBytes(hidden);
-  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, ToWeightType(matrix.info->type));
+  ISOTHERM_ASSIGN_OR_RETURN(const kernels::WeightType type, neuron::PackedWeightType(*matrix.info));
   const int64_t file_row = kernels::FileRowBytes(type, hidden);
   const uint8_t* source = model.file().Data(*matrix.info).data();
   const int64_t bytes = matrix.rows * stride;

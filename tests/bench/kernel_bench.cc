@@ -163,7 +163,8 @@ void Register(const std::string& name, Arguments... arguments) {
 
 void RegisterAll() {
   constexpr WeightType kTypes[] = {WeightType::kF32,  WeightType::kF16,  WeightType::kBF16, WeightType::kQ8_0,
-                                   WeightType::kQ4_0, WeightType::kQ4_K, WeightType::kQ6_K};
+                                   WeightType::kQ4_0, WeightType::kQ4_1, WeightType::kQ5_0, WeightType::kQ5_1,
+                                   WeightType::kQ4_K, WeightType::kQ5_K, WeightType::kQ6_K};
   Register("plain_read", PlainRead);
   for (const WeightType type : kTypes) {
     const std::string name = WeightTypeName(type);

@@ -28,7 +28,9 @@ TEST(PackedRow, SizesAreThoseOfTheFormats) {
   } kCases[] = {{WeightType::kF32, "F32", 1, 2048, 2048},   {WeightType::kF16, "F16", 1, 1024, 1024},
                 {WeightType::kBF16, "BF16", 1, 1024, 1024}, {WeightType::kQ8_0, "Q8_0", 32, 544, 576},
                 {WeightType::kQ4_0, "Q4_0", 32, 288, 320},  {WeightType::kQ4_K, "Q4_K", 256, 288, 320},
-                {WeightType::kQ6_K, "Q6_K", 256, 420, 448}};
+                {WeightType::kQ6_K, "Q6_K", 256, 420, 448}, {WeightType::kQ4_1, "Q4_1", 32, 320, 320},
+                {WeightType::kQ5_0, "Q5_0", 32, 352, 384},  {WeightType::kQ5_1, "Q5_1", 32, 384, 384},
+                {WeightType::kQ5_K, "Q5_K", 256, 352, 384}};
   for (const auto& expected : kCases) {
     EXPECT_STREQ(WeightTypeName(expected.type), expected.name);
     EXPECT_EQ(BlockColumns(expected.type), expected.block_columns);
@@ -175,7 +177,9 @@ TEST_P(PackedRowTest, DequantizesLikeTheGgufPackage) {
   if (std::getenv("ISOTHERM_SOURCE_DIR") == nullptr) GTEST_SKIP() << "ISOTHERM_SOURCE_DIR is not set";
   const std::pair<WeightType, const char*> kTypes[] = {
       {WeightType::kF16, "f16"},   {WeightType::kBF16, "bf16"}, {WeightType::kQ8_0, "q8_0"},
-      {WeightType::kQ4_0, "q4_0"}, {WeightType::kQ4_K, "q4_k"}, {WeightType::kQ6_K, "q6_k"}};
+      {WeightType::kQ4_0, "q4_0"}, {WeightType::kQ4_1, "q4_1"}, {WeightType::kQ5_0, "q5_0"},
+      {WeightType::kQ5_1, "q5_1"}, {WeightType::kQ4_K, "q4_k"}, {WeightType::kQ5_K, "q5_k"},
+      {WeightType::kQ6_K, "q6_k"}};
   for (const auto& [type, name] : kTypes) {
     SCOPED_TRACE(name);
     Fixture fixture(std::string("dequantize_") + name + ".bin");
@@ -204,12 +208,72 @@ TEST_P(PackedRowTest, QuantizesLikeTheReference) {
     const int64_t columns = fixture.Word();
     const std::vector<float> values = fixture.Floats(columns);
     ASSERT_EQ(fixture.left(), FileRowBytes(type, columns));
-    std::vector<uint8_t> expected(PackedRowBytes(type, columns));
-    PackRow(type, fixture.Take(fixture.left()), columns, expected.data());
-    std::vector<uint8_t> packed(expected.size());
-    PackFloatRow(type, values.data(), columns, packed.data());
-    EXPECT_EQ(packed, expected);
+    const int64_t bytes = fixture.left();
+    const uint8_t* const expected = fixture.Take(bytes);
+    std::vector<uint8_t> encoded(bytes + 1, 0xab);
+    EncodeFileRow(type, values.data(), columns, encoded.data());
+    EXPECT_TRUE(std::equal(expected, expected + bytes, encoded.begin()));
+    EXPECT_EQ(encoded[bytes], 0xab);
   }
+}
+
+// Packed rows and rows of files hold the same values.
+TEST_P(PackedRowTest, FloatsEncodeToFileRowsAsToPackedRows) {
+  for (const WeightType type : kAllTypes) {
+    if (!CanPackFloats(type)) continue;
+    for (const int64_t columns : AwkwardColumns(type)) {
+      SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " x " << columns);
+      const std::vector<float> values = RandomFloats(columns, 5);
+      std::vector<uint8_t> file_row(FileRowBytes(type, columns));
+      EncodeFileRow(type, values.data(), columns, file_row.data());
+      std::vector<uint8_t> repacked(PackedRowBytes(type, columns)), packed(repacked.size());
+      PackRow(type, file_row.data(), columns, repacked.data());
+      PackFloatRow(type, values.data(), columns, packed.data());
+      EXPECT_EQ(packed, repacked);
+    }
+  }
+}
+
+// Relative root-mean-square error.
+double RoundingError(WeightType type, const std::vector<float>& values) {
+  const int64_t columns = static_cast<int64_t>(values.size());
+  std::vector<uint8_t> row(FileRowBytes(type, columns));
+  EncodeFileRow(type, values.data(), columns, row.data());
+  std::vector<float> rounded(values.size());
+  UnpackFileRow(type, row.data(), columns, rounded.data());
+  double error = 0;
+  for (int64_t i = 0; i < columns; ++i) error += std::pow(static_cast<double>(rounded[i]) - values[i], 2);
+  return std::sqrt(error) / Norm(values.data(), columns);
+}
+
+TEST_P(PackedRowTest, Q4KFitsScalesAndMinima) {
+  const std::vector<float> normal = RandomFloats(256 * 256, 6);
+  EXPECT_LT(RoundingError(WeightType::kQ4_K, normal), 0.0715);
+  EXPECT_GT(RoundingError(WeightType::kQ4_0, normal), 0.08);
+  // Far from zero on one side a block has no use for a sign.
+  std::vector<float> positive = normal;
+  for (float& value : positive) value = std::abs(value);
+  EXPECT_LT(RoundingError(WeightType::kQ4_K, positive), 0.06);
+  std::vector<float> shifted = normal;
+  for (float& value : shifted) value -= 5;
+  EXPECT_LT(RoundingError(WeightType::kQ4_K, shifted), 0.016);
+}
+
+TEST_P(PackedRowTest, Q4KOfBlocksWithoutARange) {
+  std::vector<float> values(256, 0.0f);
+  EXPECT_EQ(std::isnan(RoundingError(WeightType::kQ4_K, values)), true);  // 0 / 0: every weight is zero
+  std::vector<uint8_t> row(144);
+  std::vector<float> rounded(256, 1.0f);
+  EncodeFileRow(WeightType::kQ4_K, values.data(), 256, row.data());
+  UnpackFileRow(WeightType::kQ4_K, row.data(), 256, rounded.data());
+  EXPECT_EQ(rounded, values);
+  // Parts of one value each, small beside the largest.
+  for (int i = 0; i < 256; ++i) values[i] = static_cast<float>(i / 32 - 3);
+  EXPECT_LT(RoundingError(WeightType::kQ4_K, values), 0.01);
+  std::fill(values.begin(), values.end(), -2.5f);
+  EXPECT_LT(RoundingError(WeightType::kQ4_K, values), 1e-3);
+  std::fill(values.begin(), values.end(), 1e-30f);  // below what F16 scales can say
+  EXPECT_LE(RoundingError(WeightType::kQ4_K, values), 1.0);
 }
 
 }  // namespace

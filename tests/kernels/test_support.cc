@@ -38,13 +38,43 @@ double ElementQ4(const uint8_t* block, int i) {
   return Half(block) * ((i < 16 ? byte & 15 : byte >> 4) - 8);
 }
 
-double ElementQ4K(const uint8_t* block, int i) {
+// The integer of a block of 32 with these nibbles, and its fifth bit in place.
+int Nibble(const uint8_t* nibbles, int i) { return i < 16 ? nibbles[i] & 15 : nibbles[i - 16] >> 4; }
+int FifthBit(const uint8_t* bits, int i) { return (bits[i / 8] >> (i % 8) & 1) << 4; }
+
+double ElementQ41(const uint8_t* block, int i) {
+  return Half(block) * Nibble(block + 4, i) + Half(block + 2);
+}
+
+double ElementQ50(const uint8_t* block, int i) {
+  return Half(block) * ((Nibble(block + 6, i) | FifthBit(block + 2, i)) - 16);
+}
+
+double ElementQ51(const uint8_t* block, int i) {
+  return Half(block) * (Nibble(block + 8, i) | FifthBit(block + 4, i)) + Half(block + 2);
+}
+
+// Of Q4_K and Q5_K, which differ in the integer.
+double AffineElement(const uint8_t* block, int i, int integer) {
   const int group = i / 32;
   const uint8_t* const scales = block + 4;
   const int scale = group < 4 ? scales[group] & 63 : (scales[group + 4] & 15) | (scales[group - 4] >> 6) << 4;
   const int minimum = group < 4 ? scales[group + 4] & 63 : scales[group + 4] >> 4 | (scales[group] >> 6) << 4;
-  const int byte = block[16 + group / 2 * 32 + i % 32];
-  return Half(block) * scale * (group % 2 ? byte >> 4 : byte & 15) - Half(block + 2) * minimum;
+  return Half(block) * scale * integer - Half(block + 2) * minimum;
+}
+
+int SuperblockNibble(const uint8_t* nibbles, int i) {
+  const int byte = nibbles[i / 64 * 32 + i % 32];
+  return i % 64 < 32 ? byte & 15 : byte >> 4;
+}
+
+double ElementQ4K(const uint8_t* block, int i) {
+  return AffineElement(block, i, SuperblockNibble(block + 16, i));
+}
+
+double ElementQ5K(const uint8_t* block, int i) {
+  const int fifth = block[16 + i % 32] >> (i / 32) & 1;
+  return AffineElement(block, i, SuperblockNibble(block + 48, i) | fifth << 4);
 }
 
 double ElementQ6K(const uint8_t* block, int i) {
@@ -73,6 +103,14 @@ double Element(WeightType type, const uint8_t* block, int i) {
       return ElementQ4K(block, i);
     case WeightType::kQ6_K:
       return ElementQ6K(block, i);
+    case WeightType::kQ4_1:
+      return ElementQ41(block, i);
+    case WeightType::kQ5_0:
+      return ElementQ50(block, i);
+    case WeightType::kQ5_1:
+      return ElementQ51(block, i);
+    case WeightType::kQ5_K:
+      return ElementQ5K(block, i);
   }
   return NAN;
 }
@@ -82,8 +120,12 @@ std::vector<int64_t> ScaleOffsets(WeightType type) {
   switch (type) {
     case WeightType::kQ8_0:
     case WeightType::kQ4_0:
+    case WeightType::kQ5_0:
       return {0};
+    case WeightType::kQ4_1:
+    case WeightType::kQ5_1:
     case WeightType::kQ4_K:
+    case WeightType::kQ5_K:
       return {0, 2};
     case WeightType::kQ6_K:
       return {208};

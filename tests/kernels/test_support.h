@@ -15,8 +15,9 @@
 namespace isotherm::kernels {
 
 inline constexpr WeightType kAllTypes[] = {WeightType::kF32,  WeightType::kF16,  WeightType::kBF16,
-                                           WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kQ4_K,
-                                           WeightType::kQ6_K};
+                                           WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kQ4_1,
+                                           WeightType::kQ5_0, WeightType::kQ5_1, WeightType::kQ4_K,
+                                           WeightType::kQ5_K, WeightType::kQ6_K};
 
 // A test that runs once on every instruction set of this CPU and makes sure that it does.
 class TargetTest : public ::testing::TestWithParam<std::string> {
@@ -53,7 +54,7 @@ std::vector<float> RandomFloats(int64_t n, uint64_t seed);
 std::vector<uint8_t> RandomFileRow(WeightType type, int64_t columns, uint64_t seed);
 
 // Dequantises it one element after the other by the definition of the format. Values are F32; only those of
-// Q4_K, which subtracts a minimum, had to be rounded.
+// types with a minimum had to be rounded.
 std::vector<double> ReferenceRow(WeightType type, const std::vector<uint8_t>& file_row, int64_t columns);
 
 // `rows` packed rows `stride` bytes apart, and what they hold.
