@@ -1,6 +1,7 @@
 #include "common/gguf/file.h"
 
 #include <algorithm>
+#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -10,27 +11,28 @@
 #include "common/gguf/digest.h"
 #include "common/gguf/mapping.h"
 #include "common/gguf/parser.h"
+#include "common/gguf/split.h"
 #include "common/gguf/value.h"
 
 namespace isotherm::gguf {
 
 struct File::Impl {
-  std::string name;
-  Mapping mapping;  // empty for parsed bytes
-  absl::Span<const uint8_t> bytes;
+  std::vector<Shard> shards;  // one unless the model is split
   Contents contents;
+
+  const std::string& name() const { return shards[0].path; }
 
   // Decodes the value of a key; errors name the file and the key.
   template <typename Decode>
   auto Get(absl::string_view key, const Decode& decode) const -> std::invoke_result_t<Decode, const Value&> {
     const auto found = contents.metadata.find(key);
     if (found == contents.metadata.end()) {
-      return absl::NotFoundError(absl::StrCat(name, ": metadata key '", key, "' is missing"));
+      return absl::NotFoundError(absl::StrCat(name(), ": metadata key '", key, "' is missing"));
     }
     auto result = decode(found->second);
     if (!result.ok()) {
       return absl::InvalidArgumentError(
-          absl::StrCat(name, ": metadata key '", key, "' ", result.status().message()));
+          absl::StrCat(name(), ": metadata key '", key, "' ", result.status().message()));
     }
     return result;
   }
@@ -40,24 +42,35 @@ File::File(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 File::~File() = default;
 
 absl::StatusOr<std::unique_ptr<File>> File::Open(const std::string& path) {
-  ISOTHERM_ASSIGN_OR_RETURN(Mapping mapping, Mapping::Open(path));
-  ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<File> file, Parse(mapping.bytes(), path));
-  file->impl_->mapping = std::move(mapping);
-  return file;
+  auto impl = std::make_unique<Impl>();
+  Shard first{.path = path};
+  ISOTHERM_ASSIGN_OR_RETURN(first.mapping, Mapping::Open(path));
+  first.bytes = first.mapping.bytes();
+  ISOTHERM_ASSIGN_OR_RETURN(impl->contents, ParseContents(first.bytes, path));
+  first.header_bytes = impl->contents.header_bytes;
+  impl->shards.push_back(std::move(first));
+  ISOTHERM_ASSIGN_OR_RETURN(std::vector<Shard> others, OpenOtherShards(path, impl->contents));
+  std::move(others.begin(), others.end(), std::back_inserter(impl->shards));
+  return std::unique_ptr<File>(new File(std::move(impl)));
 }
 
 absl::StatusOr<std::unique_ptr<File>> File::Parse(absl::Span<const uint8_t> bytes, const std::string& name) {
   auto impl = std::make_unique<Impl>();
   ISOTHERM_ASSIGN_OR_RETURN(impl->contents, ParseContents(bytes, name));
-  impl->name = name;
-  impl->bytes = bytes;
+  ISOTHERM_RETURN_IF_ERROR(CheckNotSplit(name, impl->contents));
+  impl->shards.push_back({.path = name, .bytes = bytes, .header_bytes = impl->contents.header_bytes});
   return std::unique_ptr<File>(new File(std::move(impl)));
 }
 
-const std::string& File::path() const { return impl_->name; }
+const std::string& File::path() const { return impl_->name(); }
 uint32_t File::version() const { return impl_->contents.version; }
 bool File::is_powerinfer() const { return impl_->contents.is_powerinfer; }
-uint64_t File::size_bytes() const { return impl_->bytes.size(); }
+
+uint64_t File::size_bytes() const {
+  uint64_t bytes = 0;
+  for (const Shard& shard : impl_->shards) bytes += shard.bytes.size();
+  return bytes;
+}
 
 absl::Span<const TensorInfo> File::tensors() const { return impl_->contents.tensors; }
 
@@ -67,11 +80,16 @@ const TensorInfo* File::FindTensor(absl::string_view name) const {
 }
 
 absl::Span<const uint8_t> File::Data(const TensorInfo& tensor) const {
-  return impl_->bytes.subspan(tensor.offset, tensor.bytes);
+  return impl_->shards[tensor.shard].bytes.subspan(tensor.offset, tensor.bytes);
 }
 
-void File::ReleasePages(const TensorInfo& tensor) const { impl_->mapping.Release(Data(tensor)); }
-void File::PrefetchPages(const TensorInfo& tensor) const { impl_->mapping.Prefetch(Data(tensor)); }
+void File::ReleasePages(const TensorInfo& tensor) const {
+  impl_->shards[tensor.shard].mapping.Release(Data(tensor));
+}
+
+void File::PrefetchPages(const TensorInfo& tensor) const {
+  impl_->shards[tensor.shard].mapping.Prefetch(Data(tensor));
+}
 
 std::vector<std::string> File::MetadataKeys() const { return impl_->contents.keys; }
 bool File::Has(absl::string_view key) const { return impl_->contents.metadata.contains(key); }
@@ -115,7 +133,7 @@ std::string File::StructureDigest() const {
   // From the beginning, the middle and the end of each tensor: three pages to read at most.
   constexpr size_t kSampleBytes = 256;
   Digest digest;
-  digest.Update(impl_->bytes.first(impl_->contents.header_bytes));
+  for (const Shard& shard : impl_->shards) digest.Update(shard.bytes.first(shard.header_bytes));
   for (const TensorInfo& tensor : tensors()) {
     const auto data = Data(tensor);
     const size_t length = std::min(kSampleBytes, data.size());

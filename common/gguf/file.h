@@ -37,16 +37,20 @@ struct TensorInfo {
   // ggml order: dims[0] varies fastest. Unused dimensions are 1.
   std::array<int64_t, 4> dims;
   int rank;
-  // From the start of the file; offset + bytes lies within it. `bytes` is 0 for a type this reader does not
-  // know.
+  // From the start of the file, or of the shard of a split model; offset + bytes lies within it. `bytes` is 0
+  // for a type this reader does not know.
   uint64_t offset;
   uint64_t bytes;
+  int shard = 0;
 };
 
 // A GGUF file (version 2 or 3, or PowerInfer's "PWRI" magic), mapped read-only. Everything a count, offset,
 // dimension or string length claims is checked against the file's size before it is used, so that a truncated
 // or hostile file is an InvalidArgument that names the file and the place; other versions of the format are
 // Unimplemented. Immutable after opening; thread-safe.
+//
+// The first shard of a split model (NAME-00001-of-00003.gguf) stands for all: the others beside it are opened
+// too, and their tensors are found like its own.
 //
 // A mapping shows the file as it is now. Replace model files by renaming a new one over them: a file
 // overwritten in place gives wrong weights (never a read outside of them), and one truncated while it is
@@ -62,6 +66,7 @@ class File {
   const std::string& path() const;
   uint32_t version() const;
   bool is_powerinfer() const;
+  // Of all shards.
   uint64_t size_bytes() const;
 
   absl::Span<const TensorInfo> tensors() const;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
+#include "common/gguf/split.h"
 #include "common/model/architecture.h"
 #include "common/model/metadata_reader.h"
 #include "common/model/tensor_finder.h"
@@ -30,15 +31,6 @@ absl::StatusOr<const Architecture*> FindArchitecture(const gguf::File& file) {
   return absl::UnimplementedError(metadata.Message(
       kArchitectureKey, absl::StrCat("is ", file.DescribeValue(kArchitectureKey),
                                      "; supported: ", absl::StrJoin(Architectures(), ", ", append_name))));
-}
-
-absl::Status CheckNotSplit(const MetadataReader& metadata) {
-  constexpr char kSplitKey[] = "split.count";
-  ISOTHERM_ASSIGN_OR_RETURN(const int64_t parts, metadata.IntegerOr(kSplitKey, 0, 65535, 1));
-  if (parts <= 1) return absl::OkStatus();
-  return absl::UnimplementedError(
-      metadata.Message(kSplitKey, absl::StrCat("says that the model is split into ", parts,
-                                               " files; merge them with llama-gguf-split --merge")));
 }
 
 }  // namespace
@@ -72,7 +64,6 @@ absl::StatusOr<std::unique_ptr<Model>> Model::FromFile(std::unique_ptr<gguf::Fil
   TensorFinder tensors(*file);
   ModelParts parts;
   parts.hyperparameters.architecture = architecture->name;
-  ISOTHERM_RETURN_IF_ERROR(CheckNotSplit(metadata));
   ISOTHERM_ASSIGN_OR_RETURN(parts.hyperparameters.name, metadata.StringOr("general.name", ""));
   ISOTHERM_RETURN_IF_ERROR(architecture->load(metadata, tensors, parts));
   ISOTHERM_RETURN_IF_ERROR(tensors.CheckAllUsed());
@@ -94,7 +85,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::FromFile(std::unique_ptr<gguf::Fil
 }
 
 std::string Model::DisplayName() const {
-  const std::string name = std::filesystem::path(file_->path()).filename();
+  const std::string name = gguf::WithoutShardSuffix(std::filesystem::path(file_->path()).filename().string());
   return std::string(absl::StripSuffix(name, ".gguf"));
 }
 

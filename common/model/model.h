@@ -126,7 +126,7 @@ class Model {
   const std::string& digest() const { return digest_; }
   // Tokens over which activation_counts were collected; 0 if the file does not say.
   int64_t profile_tokens() const { return profile_tokens_; }
-  // File name without directory and ".gguf".
+  // File name without directory, ".gguf" and "-00001-of-00003".
   std::string DisplayName() const;
 
  private:

@@ -109,11 +109,21 @@ class UngatedWriter {
   GgufBuilder builder_;
 };
 
+Bytes FirstShard() {
+  return GgufBuilder()
+      .Add<uint16_t>("split.no", 0)
+      .Add<uint16_t>("split.count", 2)
+      .Add<int32_t>("split.tensors.count", 2)
+      .AddTensor("vector", {3}, TensorType::kF32, std::vector<float>{1, 2, 3})
+      .Build();
+}
+
 void WriteSeeds(const std::string& folder) {
   const auto write = [&](const std::string& name, const Bytes& bytes) {
     WriteFile(folder + "/" + name, bytes);
   };
   write("metadata.gguf", EveryKindOfMetadata());
+  write("split.gguf", FirstShard());
 
   TinyLlamaOptions options = Smallest();
   write("relu.gguf", TinyLlama(options));

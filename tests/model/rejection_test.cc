@@ -78,7 +78,6 @@ std::vector<Case> KeyCases() {
       {"Architecture", Set("general.architecture", "mamba"), kUnimplemented,
        "is \"mamba\"; supported: arcee, bamboo, falcon, llama, minicpm, mistral, nemotron, opt, qwen2"},
       {"ArchitectureNoString", Set("general.architecture", 3), kInvalid, "where a string is expected"},
-      {"Split", Set<uint16_t>("split.count", 4), kUnimplemented, "split into 4 files"},
       {"NoLayers", Remove("llama.block_count"), kInvalid, "'llama.block_count' is missing"},
       {"ZeroLayers", Set<uint32_t>("llama.block_count", 0), kInvalid, "is 0 where 1 to 1024 is allowed"},
       {"ManyLayers", Set<uint32_t>("llama.block_count", 1u << 31), kInvalid, "where 1 to 1024 is allowed"},
