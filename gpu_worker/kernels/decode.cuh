@@ -13,6 +13,8 @@
 //   Load(row, columns, chunk)     the bytes of a chunk; chunks past the last column read the row's zero
 //   padding Decode(raw, chunk, weights)   its weights as F32, with one rounding at most Column(chunk, run)
 //   the first column of a run
+//
+// Long because kernels take their decoder at compile time, and every one of them needs all.
 namespace isotherm::gpu_worker::cuda {
 
 using kernels::WeightType;
