@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every kind of predictor on the demo model, beside each other: what it keeps, what that costs in perplexity, what it reads, how fast.
+"""Every kind of predictor on the demo model: what it keeps, what that costs in perplexity, what it reads, how fast.
 
 The table of docs/predictors.md. Each kind is served by gateway and gpu_worker with every neuron hot; the text is scored window
 by window, as tests/integration/perplexity_test.py does, and greedy continuations are timed one at a time.
@@ -76,7 +76,8 @@ def main():
     results = [(name, measure(options, kind, model)) for name, kind, model in rows]
     exact = dict(results)["gate"]
     print(f"{exact['scored']} scored tokens; medians of {options.repeats} x {options.tokens} tokens, batch 1")
-    print("| predictor | recall | precision | kept / fire | perplexity | against exact | KB a token for prediction | tokens/s (min-max) |")
+    print("| predictor | recall | precision | kept / fire | perplexity | against exact | KB a token for prediction "
+          "| tokens/s (min-max) |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, r in results:
         speeds = r["speeds"]

@@ -1,6 +1,5 @@
 """A file with low-rank predictors: one that keeps all that fires changes no text, one that is fitted costs little."""
 
-import importlib.util
 import os
 import pathlib
 import subprocess
@@ -24,15 +23,18 @@ PAIRS = {"isotherm.predictor.form": "linear", "isotherm.predictor.input": "ffn_i
 
 
 def write_full_rank(out):
-    """The demo model with a predictor that is the gate matrix: the identity, then the gate as it is in the file."""
+    """The demo model with a predictor that is the gate matrix: the identity, then the gate as it is in the file. Odd layers
+    have a block of 32 ranks more, which do nothing."""
     model = gguf_container.GgufFile(suite.MODEL)
     tensors = []
     for layer in range(model.metadata["llama.block_count"]):
-        gate = model.tensors[f"blk.{layer}.ffn_gate.weight"]
-        identity = numpy.eye(gate.shape[1], dtype=numpy.float32)
-        tensors += [
-            gguf_container.NewTensor(f"blk.{layer}.pred_a.weight", identity.shape, gguf_container.F32, identity),
-            gguf_container.NewTensor(f"blk.{layer}.pred_b.weight", gate.shape, gate.kind, model.raw(gate.name))]
+        ffn, hidden = model.tensors[f"blk.{layer}.ffn_gate.weight"].shape
+        gate = model.raw(f"blk.{layer}.ffn_gate.weight").reshape(ffn, -1)
+        more = 32 * (layer % 2)
+        a = numpy.pad(numpy.eye(hidden, dtype=numpy.float32), ((0, more), (0, 0)))
+        b = numpy.pad(gate, ((0, 0), (0, more * gate.shape[1] // hidden)))  # Q8_0 zeros are zero bytes
+        tensors += [gguf_container.NewTensor(f"blk.{layer}.pred_a.weight", a.shape, gguf_container.F32, a),
+                    gguf_container.NewTensor(f"blk.{layer}.pred_b.weight", (ffn, hidden + more), gguf_container.Q8_0, b)]
     model.write_copy(out, magic=gguf_container.GGUF, without_tensors=(), tensors=tensors, without_keys=(), pairs=PAIRS)
 
 
@@ -87,16 +89,18 @@ class FittedTest(unittest.TestCase):
     """isotherm-train-predictors, then perplexity through the real processes."""
 
     def fit(self, kind, *packages):
-        missing = [name for name in ("gguf", "sentencepiece", *packages) if importlib.util.find_spec(name) is None]
-        if missing:
-            self.skipTest(f"{sys.executable} has no {', '.join(missing)}")
+        python = suite.SOURCE / ".venv/bin/python"
+        python = python if python.exists() else sys.executable
+        imports = subprocess.run([python, "-c", f"import {', '.join(('gguf', 'sentencepiece', *packages))}"], capture_output=True)
+        if imports.returncode != 0:
+            self.skipTest(f"{python}: {imports.stderr.decode().splitlines()[-1]}")
         texts = [suite.test_data(f"tales/{name}.txt") for name in ("train", "valid")]
         folder = tempfile.TemporaryDirectory(prefix="isotherm-test-")
         self.addCleanup(folder.cleanup)
         out = pathlib.Path(folder.name) / "fitted.gguf"
-        subprocess.run([sys.executable, "-m", "isotherm_tools.train_predictors", suite.MODEL, "--text", texts[0], "--valid", texts[1],
-                        "--out", out, "--kind", kind, "--rank", "auto", "--tokens", "120000", "--epochs", "3"], check=True,
-                       env=os.environ | {"PYTHONPATH": str(suite.SOURCE / "tools/python")})
+        subprocess.run([python, "-m", "isotherm_tools.train_predictors", suite.MODEL, "--text", texts[0], "--valid", texts[1],
+                        "--out", out, "--kind", kind, "--rank", "auto", "--tokens", "60000", "--held-out-tokens", "10000",
+                        "--epochs", "3"], check=True, env=os.environ | {"PYTHONPATH": str(suite.SOURCE / "tools/python")})
         return out
 
     def check(self, model):

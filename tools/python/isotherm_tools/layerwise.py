@@ -19,9 +19,10 @@ from isotherm_tools.gguf_container import GgufFile
 PREDICTOR_TENSORS = ("pred_a.weight", "pred_b.weight", "pred_b.bias", "fc1.weight", "fc2.weight")
 
 _LAYER_TENSORS = {f"{name}.{part}" for part in ("weight", "bias") for name in (
-    "attn_norm", "attn_norm_2", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down",
-    "ffn_down_t")} | {"ffn_act_counts", *PREDICTOR_TENSORS} - {"attn_qkv.bias", "ffn_gate.bias"}
-_MODEL_TENSORS = {"token_embd.weight", "position_embd.weight", "rope_freqs.weight", "output_norm.weight", "output_norm.bias", "output.weight"}
+    "attn_norm", "attn_norm_2", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_norm", "ffn_gate", "ffn_up",
+    "ffn_down", "ffn_down_t")} | {"ffn_act_counts", *PREDICTOR_TENSORS} - {"attn_qkv.bias", "ffn_gate.bias"}
+_MODEL_TENSORS = {"token_embd.weight", "position_embd.weight", "rope_freqs.weight", "output_norm.weight", "output_norm.bias",
+                  "output.weight"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class LayerwiseDecoder:
             """[windows, KV heads, heads of each, tokens, head_dim]"""
             return y.swapaxes(1, 2).reshape(windows, s.kv_heads, count // s.kv_heads, tokens, s.head_dim)
 
-        q, k = (self._rotate(part(x).reshape(windows, tokens, count, s.head_dim)) for part, count in ((w.q, s.heads), (w.k, s.kv_heads)))
+        q, k = (self._rotate(part(x).reshape(windows, tokens, count, s.head_dim))
+                for part, count in ((w.q, s.heads), (w.k, s.kv_heads)))
         v = w.v(x).reshape(windows, tokens, s.kv_heads, s.head_dim)
         causal = self._arrays.put(np.triu(np.full((tokens, tokens), -np.inf, dtype=np.float32), 1))
         scores = heads(q, s.heads) @ heads(k, s.kv_heads).swapaxes(-1, -2) / s.head_dim ** 0.5 + causal

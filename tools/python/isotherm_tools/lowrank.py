@@ -128,10 +128,12 @@ class GateDecomposition:
 
 def stored(predictor: LowRank, type_name: str) -> LowRank:
     """The predictor as a file of this type gives it back."""
-    from isotherm_tools import gguf_llama as gl
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
 
     def rounded(values: np.ndarray) -> np.ndarray:
-        return gl.decode(gl.encode(values, type_name), gl.TYPES[type_name])
+        kind = GGMLQuantizationType(KINDS[type_name])
+        return dequantize(quantize(np.ascontiguousarray(values, dtype=np.float32), kind), kind).astype(np.float32)
 
     return replace(predictor, a=rounded(predictor.a), b=rounded(predictor.b), bias=predictor.bias.astype(np.float32))
 
@@ -160,9 +162,9 @@ class NormWeights:
 def powerinfer_form(predictor: LowRank, ffn_norm: NormWeights, residuals: np.ndarray) -> LowRank:
     """A linear predictor of the FFN input as fc1 and fc2, which read the residual, have a ReLU between and no biases.
 
-    Firing does not change when the residual is divided by its size, so the rest of the norm goes into the weights. The first unit of the
-    middle layer estimates that size from the residual, by least squares: it carries the biases, and an offset for each other
-    unit that keeps it above zero, where a ReLU does nothing. `residuals` [tokens, hidden] are for both.
+    Firing does not change when the residual is divided by its size, so the rest of the norm goes into the weights. The first unit
+    of the middle layer estimates that size from the residual, by least squares: it carries the biases, and an offset for each
+    other unit that keeps it above zero, where a ReLU does nothing. `residuals` [tokens, hidden] are for both.
     """
     wide = residuals.astype(np.float64)
     size = ffn_norm.sizes(wide)

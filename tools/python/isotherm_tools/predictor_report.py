@@ -59,7 +59,8 @@ class Report:
 
     def total(self) -> LayerReport:
         """All layers together."""
-        sums = {name: sum(getattr(layer, name) for layer in self.layers) for name in ("rank", "bytes", "tokens", "fired", "kept", "hit")}
+        sums = {name: sum(getattr(layer, name) for layer in self.layers)
+                for name in ("rank", "bytes", "tokens", "fired", "kept", "hit")}
         return LayerReport(**sums, ffn=self.layers[0].ffn)
 
     @property

@@ -54,7 +54,7 @@ def encoder(file: ModelFile) -> Callable[[str], list[int]]:
             from isotherm_tools import tales_text
         except ImportError:
             raise UserError("this model's vocabulary needs the sentencepiece and protobuf packages; install them") from None
-        return tales_text.tokenizer_from_gguf(file.path).encode  # type: ignore[no-any-return]
+        return tales_text.tokenizer_from_gguf(file.path).encode
     if kind == "gpt2":
         try:
             from tokenizers import Tokenizer, models, pre_tokenizers

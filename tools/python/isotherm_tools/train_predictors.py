@@ -5,14 +5,15 @@
 The model is run layer by layer over the text, in F32. `trained` fits a linear predictor of each layer to which neurons fire, by
 class-weighted binary cross-entropy (needs torch), with the smallest rank that keeps at most --most-kept neurons for each one that
 fires. `svd` needs no training: the gate's truncated singular value decomposition after whitening, by default of a rank that is 2 %
-of the FFN width. Both get biases that are calibrated for the recall asked for, on text that was not fitted to. OUT is a copy of the model
-with the predictors in it; everything else keeps its bytes. What they are worth on held-out text is printed.
+of the FFN width. Both get biases that are calibrated for the recall asked for, on text that was not fitted to. OUT is a copy of
+the model with the predictors in it; everything else keeps its bytes. What they are worth on held-out text is printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -121,6 +122,10 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--out {options.out} is the model itself; name another file")
     if not options.out.parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.parent}")
+    size = options.model.stat().st_size
+    if shutil.disk_usage(options.out.parent).free < size:
+        raise UserError(f"--out {options.out}: the disk has no room for another {size / 1e6:.0f} MB; free some, or choose another "
+                        "folder")
     arrays = arrays_on(options.device)
     if options.kind == "trained" and arrays.name == "numpy":
         raise UserError("--kind trained needs the torch package; install it, or use --kind svd")
@@ -134,7 +139,8 @@ def run(options: argparse.Namespace) -> None:
     training, held_out = split_windows(file, texts, context)
     training = spread(training, options.tokens // context)
     progress = Progress("layers", decoder.shape.layers, every_s=0)
-    predictors, report = fit_model(decoder, arrays, training, spread(held_out, options.held_out_tokens // context), goal, progress.update)
+    held_out = spread(held_out, options.held_out_tokens // context)
+    predictors, report = fit_model(decoder, arrays, training, held_out, goal, progress.update)
     write_model(file, options.out, predictors, type_name, powerinfer, decoder.shape.activation)
     if options.json is not None:
         options.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")

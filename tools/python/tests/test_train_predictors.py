@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,7 +172,8 @@ def test_powerinfers_file(run, model: Path) -> None:  # type: ignore[no-untyped-
     assert LayerwiseDecoder(file, Arrays()).shape.activation == "relu"
 
 
-@pytest.mark.parametrize("name", ["opt-powerinfer-f16", "falcon40b-relu-f32", "nemotron-relu2-f32", "minicpm-relu-f32", "bamboo-drelu-f32"])
+@pytest.mark.parametrize("name", ["opt-powerinfer-f16", "falcon40b-relu-f32", "nemotron-relu2-f32", "minicpm-relu-f32",
+                                  "bamboo-drelu-f32"])
 def test_every_family_gets_predictors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = FIXTURES / f"{name}.gguf"
     shape, vocab = decoder_shape(GgufFile(path)), GgufFile(path).tensors["token_embd.weight"].shape[0]
@@ -208,6 +210,13 @@ def test_wrong_flags_are_one_sentence(run, capsys, flags: list[str], reason: str
     assert status == 1 and not out.exists()
     message = capsys.readouterr().err.strip()
     assert reason in message and "\n" not in message
+
+
+def test_a_full_disk_is_seen_before_the_work(run, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(train_predictors.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    status, _, out = run("--kind", "svd", "--device", "numpy")
+    assert status == 1 and not out.exists()
+    assert "no room for another" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "reason"), [
