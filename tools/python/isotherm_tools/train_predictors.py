@@ -3,10 +3,10 @@
     isotherm-train-predictors MODEL.gguf --text FILE --out FILE.gguf [--kind trained|svd]
 
 The model is run layer by layer over the text, in F32. `trained` fits a linear predictor of each layer to which neurons fire, by
-class-weighted binary cross-entropy (needs torch), with the smallest rank that keeps at most --most-kept neurons for each one that
-fires. `svd` needs no training: the gate's truncated singular value decomposition after whitening, by default of a rank that is 2 %
-of the FFN width. Both get biases that are calibrated for the recall asked for, on text that was not fitted to. OUT is a copy of
-the model with the predictors in it; everything else keeps its bytes. What they are worth on held-out text is printed.
+class-weighted binary cross-entropy (needs torch). `svd` needs no training: the gate's truncated singular value decomposition after
+whitening. Each layer gets the smallest rank that keeps at most --most-kept neurons for each one that fires, and biases that are
+calibrated for the recall asked for, on text that was not fitted to. OUT is a copy of the model with the predictors in it;
+everything else keeps its bytes. What they are worth on held-out text is printed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from isotherm_tools.progress import Progress
 from isotherm_tools.token_windows import split_windows
 
 _KEYS = (gl.KEY_PREDICTOR_FORM, gl.KEY_PREDICTOR_INPUT, "isotherm.predictor.threshold", gl.KEY_POWERINFER_THRESHOLD)
-SVD_SHARE = 0.02
-"""Default rank of `svd`, of the FFN width."""
 
 
 def parse_rank(text: str, ffn: int) -> int | None:
@@ -89,7 +87,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=("isotherm", "powerinfer"), default="isotherm",
                         help="powerinfer: fc1 and fc2 in a PWRI file, read by PowerInfer too")
     parser.add_argument("--type", choices=tuple(KINDS), help="of the factors (default: q8_0, for powerinfer f16)")
-    parser.add_argument("--rank", help="a number, a share of the FFN width such as 2%%, or auto (default: auto; 2%% for svd)")
+    parser.add_argument("--rank", default="auto", help="a number, a share of the FFN width such as 2%%, or auto (the default): the "
+                        "smallest of each layer that does not keep more than --most-kept")
     parser.add_argument("--recall", type=float, default=0.98, help="share of firing neurons to keep (default: %(default)s)")
     parser.add_argument("--most-kept", type=float, default=1.9,
                         help="neurons kept for each that fires, at most, where the rank is auto (default: %(default)s)")
@@ -132,7 +131,7 @@ def run(options: argparse.Namespace) -> None:
     decoder = LayerwiseDecoder(file, arrays)
     if type_name == "q8_0" and decoder.shape.hidden % BLOCK:
         raise UserError(f"a hidden width of {decoder.shape.hidden} has no whole blocks of q8_0; use --type f16")
-    rank = parse_rank(options.rank or ("auto" if options.kind == "trained" else f"{100 * SVD_SHARE}%"), decoder.shape.ffn)
+    rank = parse_rank(options.rank, decoder.shape.ffn)
     goal = Goal(options.kind, rank, options.recall, options.most_kept, type_name, powerinfer, options.epochs, options.seed)
     context = min(options.context, decoder.shape.context)
     texts = [options.text] if options.valid is None else [options.text, options.valid]

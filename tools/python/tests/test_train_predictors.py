@@ -154,9 +154,9 @@ def test_full_rank_keeps_all_that_fires(run) -> None:  # type: ignore[no-untyped
     assert report["all"]["recall"] > 0.999 and report["all"]["kept_over_fired"] < 1.1
 
 
-def test_the_default_rank_of_svd(run) -> None:  # type: ignore[no-untyped-def]
-    status, report, _ = run("--kind", "svd", "--device", "numpy")
-    assert status == 0 and report["layers"][0]["rank"] == 32  # 2 % of 512, in whole blocks
+def test_a_rank_as_a_share(run) -> None:  # type: ignore[no-untyped-def]
+    status, report, _ = run("--kind", "svd", "--device", "numpy", "--rank", "7%")
+    assert status == 0 and report["layers"][0]["rank"] == 64  # 7 % of 512, in whole blocks
 
 
 def test_powerinfers_file(run, model: Path) -> None:  # type: ignore[no-untyped-def]
