@@ -163,7 +163,7 @@ absl::Status Run() {
   // The server is made before the model is loaded, so that health and metrics answer meanwhile; the service
   // needs the server to report health to and the server needs the service to serve, hence the indirection.
   std::unique_ptr<rpc::Server> server;
-  absl::Status load_failure;
+  absl::Status failure;
   std::latch listening(1);
   RunnerService service(
       [&](const std::function<bool()>& cancelled) -> absl::StatusOr<std::unique_ptr<Engine>> {
@@ -178,7 +178,7 @@ absl::Status Run() {
         if (server != nullptr) server->SetServing(kService, serving, cause);
       },
       [&](const absl::Status& status) {
-        load_failure = status;
+        failure = status;
         if (server != nullptr) server->Shutdown();
       });
   rpc::ServerOptions server_options;
@@ -192,7 +192,7 @@ absl::Status Run() {
                absl::GetFlag(FLAGS_device), threads);
   ISOTHERM_RETURN_IF_ERROR(server->ServeUntilSignal([&] { service.Drain(); }));
   service.SaveProfile();
-  return load_failure;
+  return failure;
 }
 
 }  // namespace

@@ -115,6 +115,12 @@ double CudaDevice::MeasureReadBandwidth() {
   return neuron::MeasureReadBandwidth(loader_pool_, memory.get(), kBytes, absl::Milliseconds(200));
 }
 
+// Errors that end the context stay: every later call returns them.
+absl::Status CudaDevice::Health() const {
+  const cudaError_t error = cudaStreamQuery(stream());
+  return error == cudaErrorNotReady ? absl::OkStatus() : cuda::ToStatus(error, "the GPU is lost");
+}
+
 absl::StatusOr<int64_t> CudaDevice::AvailableMemory() const {
   size_t free = 0, total = 0;
   ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cudaMemGetInfo(&free, &total), "asking for the free memory"));

@@ -139,6 +139,9 @@ class Device {
   // Measured bytes a second at which this machine's processors read memory: the pace of cold neurons.
   virtual double MeasureReadBandwidth() = 0;
 
+  // An error once the device is lost; it does not come back, the process has to end. Cheap.
+  virtual absl::Status Health() const { return absl::OkStatus(); }
+
   // Bytes that Allocate could still hand out.
   virtual absl::StatusOr<int64_t> AvailableMemory() const = 0;
   // Memory the device keeps for itself beside the buffers it hands out, for passes of at most `max_rows`

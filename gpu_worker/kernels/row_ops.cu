@@ -5,7 +5,8 @@
 namespace isotherm::gpu_worker::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+// A token row has one block, so that all of it should be on its way at once.
+constexpr int kThreads = 1024;
 
 __global__ void __launch_bounds__(kThreads)
     RmsNormKernel(const float* x, const float* __restrict__ weight, float epsilon, int64_t n, float* out) {
@@ -13,9 +14,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = blockIdx.x;
   const float* values = x + row * n;
   float sum = 0;
+#pragma unroll 4
   for (int64_t i = threadIdx.x; i < n; i += kThreads) sum = fmaf(values[i], values[i], sum);
   const float mean = BlockSum<kThreads>(sum, scratch) / static_cast<float>(n);
   const float factor = 1.0f / sqrtf(mean + epsilon);
+#pragma unroll 4
   for (int64_t i = threadIdx.x; i < n; i += kThreads) out[row * n + i] = values[i] * factor * weight[i];
 }
 
@@ -26,13 +29,16 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = blockIdx.x;
   const float* values = x + row * n;
   float sum = 0;
+#pragma unroll 4
   for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += values[i];
   const float mean = BlockSum<kThreads>(sum, sums) / static_cast<float>(n);
   float square = 0;
+#pragma unroll 4
   for (int64_t i = threadIdx.x; i < n; i += kThreads)
     square = fmaf(values[i] - mean, values[i] - mean, square);
   const float variance = BlockSum<kThreads>(square, squares) / static_cast<float>(n);
   const float factor = 1.0f / sqrtf(variance + epsilon);
+#pragma unroll 4
   for (int64_t i = threadIdx.x; i < n; i += kThreads) {
     out[row * n + i] = fmaf((values[i] - mean) * factor, weight[i], bias == nullptr ? 0.0f : bias[i]);
   }

@@ -55,31 +55,56 @@ __device__ unsigned CountFirings(const HotNeurons& neurons, int64_t k, bool fire
   return count;
 }
 
+// Places of the block's own share of the neurons, those that have work.
+struct BlockNeurons {
+  static constexpr int64_t kMost = 1024;
+  int32_t places[kMost];
+  int count;
+
+  // By all threads; has_work(k) tells. Ends with a barrier. The order is arbitrary, as no neuron's result
+  // depends on it.
+  template <typename HasWork>
+  __device__ void Collect(int64_t neurons, const HasWork& has_work) {
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    const int64_t end = neurons * (blockIdx.x + 1) / gridDim.x;
+    for (int64_t k = neurons * blockIdx.x / gridDim.x + threadIdx.x; k < end; k += kThreads) {
+      if (has_work(k)) places[atomicAdd(&count, 1)] = static_cast<int32_t>(k);
+    }
+    __syncthreads();
+  }
+};
+
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
     GateRowsKernel(HotNeurons neurons, BundleRow gate, FfnRows rows, GateActivation activation,
                    float* __restrict__ values, FfnCounters* counters) {
   extern __shared__ float4 memory[];
+  __shared__ BlockNeurons mine;
   StagedInput<D, kBatch> input(memory, neurons.hidden);
-  input.Fill(rows.x, neurons.hidden, rows.rows);
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
   const int64_t words = neuron::MaskWords(neurons.ffn);
+  mine.Collect(neurons.count, [&](int64_t k) {
+    bool wanted = false;
+    for (int64_t b = 0; b < rows.rows; ++b) {
+      wanted |= Wanted(rows.masks, words, b, neurons.ids[k]);
+      values[b * neurons.count + k] = 0;
+    }
+    return wanted;
+  });
+  input.Fill(rows.x, neurons.hidden, rows.rows);
   const int lane = threadIdx.x % kWarp;
   unsigned long long computed = 0, active = 0;
-  for (int64_t k = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; k < neurons.count;
-       k += warps) {
+  for (int i = threadIdx.x / kWarp; i < mine.count; i += kThreads / kWarp) {
+    const int64_t k = mine.places[i];
     const bool wanted = lane < rows.rows && Wanted(rows.masks, words, lane, neurons.ids[k]);
-    const unsigned wanting = __ballot_sync(kAllLanes, wanted);
-    float value = 0;
-    if (wanting != 0) {
-      const uint8_t* const row[1] = {neurons.bundles + k * neurons.bundle_bytes + gate.offset};
-      float sums[1][kBatch];
-      DotRows<D>(row, neurons.hidden, input, sums);
-      value = wanted ? Activate(activation, Mine(sums[0]) + Bias(neurons, k, gate.bias_offset)) : 0.0f;
-      computed += __popc(wanting);
-      active += CountFirings(neurons, k, value != 0 && !activation.gated);
-    }
-    if (lane < rows.rows) values[lane * neurons.count + k] = value;
+    const uint8_t* const row[1] = {neurons.bundles + k * neurons.bundle_bytes + gate.offset};
+    float sums[1][kBatch];
+    DotRows<D>(row, neurons.hidden, input, sums);
+    const float value =
+        wanted ? Activate(activation, Mine(sums[0]) + Bias(neurons, k, gate.bias_offset)) : 0.0f;
+    computed += __popc(__ballot_sync(kAllLanes, wanted));
+    active += CountFirings(neurons, k, value != 0 && !activation.gated);
+    if (wanted) values[lane * neurons.count + k] = value;
   }
   if (lane == 0 && computed != 0) {
     atomicAdd(&counters->computed, computed);
@@ -118,15 +143,19 @@ __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
     MultiplyByUpKernel(HotNeurons neurons, BundleRow up, FfnRows rows, GateActivation activation,
                        float* __restrict__ values, FfnCounters* counters) {
   extern __shared__ float4 memory[];
+  __shared__ BlockNeurons mine;
   StagedInput<D, kBatch> input(memory, neurons.hidden);
+  mine.Collect(neurons.count, [&](int64_t k) {
+    bool active = false;
+    for (int64_t b = 0; b < rows.rows; ++b) active |= values[b * neurons.count + k] != 0;
+    return active;
+  });
   input.Fill(rows.x, neurons.hidden, rows.rows);
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
   const int lane = threadIdx.x % kWarp;
   unsigned long long active = 0;
-  for (int64_t k = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp; k < neurons.count;
-       k += warps) {
+  for (int i = threadIdx.x / kWarp; i < mine.count; i += kThreads / kWarp) {
+    const int64_t k = mine.places[i];
     const float value = lane < rows.rows ? values[lane * neurons.count + k] : 0.0f;
-    if (__ballot_sync(kAllLanes, value != 0) == 0) continue;
     const uint8_t* const row[1] = {neurons.bundles + k * neurons.bundle_bytes + up.offset};
     float sums[1][kBatch];
     DotRows<D>(row, neurons.hidden, input, sums);
@@ -260,7 +289,7 @@ __global__ void SumPartials(const float* __restrict__ partials, int64_t partitio
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= cells) return;
   float sum = 0;
-#pragma unroll 8
+#pragma unroll 32
   for (int64_t p = 0; p < partitions; ++p) sum += partials[p * cells + i];
   y[i] = sum;
 }
@@ -290,8 +319,10 @@ FfnRows Part(const FfnRows& rows, const HotNeurons& neurons, int64_t first, int6
 }
 
 unsigned RowBlocks(int64_t neurons) {
-  constexpr int kBlocksEach = 2;  // as in mat_mul.cu
-  return std::min(Blocks(neurons, kThreads / kWarp), static_cast<unsigned>(kBlocksEach * Multiprocessors()));
+  constexpr int64_t kBlocksEach = 2;  // as in mat_mul.cu
+  const int64_t filling =
+      std::min(CeilDiv<int64_t>(neurons, kThreads / kWarp), kBlocksEach * Multiprocessors());
+  return static_cast<unsigned>(std::max(filling, CeilDiv(neurons, BlockNeurons::kMost)));
 }
 
 template <typename Kernel>

@@ -217,7 +217,13 @@ absl::Status Engine::EnsureReady() {
   return EnsureReadyLocked();
 }
 
+absl::Status Engine::DeviceHealth() const {
+  base::MutexLock lock(&mutex_);
+  return device_->Health();
+}
+
 absl::Status Engine::EnsureReadyLocked() {
+  ISOTHERM_RETURN_IF_ERROR(device_->Health());
   if (cold_ == nullptr || cold_->connected()) return absl::OkStatus();
   device_->SetChannel(nullptr, 0);  // before a dead channel's memory goes
   const absl::Status status = cold_->EnsureConnected();

@@ -54,6 +54,8 @@ class Engine {
   // Opens the exchange if it is needed and not open; cheap when it is. Call now and then, so that a worker
   // that comes back is found before the next step asks for it.
   absl::Status EnsureReady();
+  // Device::Health.
+  absl::Status DeviceHealth() const;
 
   // How often each neuron fired since the start, after the step in progress. FailedPrecondition for a dense
   // model, Unimplemented for a device that does not count, Unavailable while the CPU worker is lost.
@@ -93,7 +95,7 @@ class Engine {
   State state_ ABSL_GUARDED_BY(state_mutex_);
 
   // Held while a step runs or the CPU worker is sought, which may take seconds.
-  base::Mutex mutex_;
+  mutable base::Mutex mutex_;
   std::unique_ptr<Decoder> decoder_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Runner> runner_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ColdWorker> cold_ ABSL_GUARDED_BY(mutex_);

@@ -60,11 +60,11 @@ v1::StepResponse Answer(Engine& engine, const v1::StepRequest& request) {
 }  // namespace
 
 RunnerService::RunnerService(Loader loader, HealthListener health,
-                             std::function<void(const absl::Status&)> on_load_failure)
+                             std::function<void(const absl::Status&)> on_failure)
     : instance_id_(base::RandomId()),
       health_(std::move(health)),
-      watcher_([this, loader = std::move(loader), on_load_failure = std::move(on_load_failure)] {
-        LoadAndWatch(loader, on_load_failure);
+      watcher_([this, loader = std::move(loader), on_failure = std::move(on_failure)] {
+        LoadAndWatch(loader, on_failure);
       }) {}
 
 RunnerService::~RunnerService() {
@@ -76,12 +76,12 @@ RunnerService::~RunnerService() {
 }
 
 void RunnerService::LoadAndWatch(const Loader& loader,
-                                 const std::function<void(const absl::Status&)>& on_load_failure) {
+                                 const std::function<void(const absl::Status&)>& on_failure) {
   health_(false, cause());
   absl::StatusOr<std::unique_ptr<Engine>> loaded = LoadGuarded(loader, [this] { return stopping(); });
   if (!loaded.ok()) {
     SetCause(std::string(loaded.status().message()));
-    on_load_failure(loaded.status());
+    on_failure(loaded.status());
     return;
   }
   std::shared_ptr<Engine> engine = *std::move(loaded);
@@ -91,6 +91,10 @@ void RunnerService::LoadAndWatch(const Loader& loader,
   }
   while (true) {
     SetCause(std::string(engine->EnsureReady().message()));
+    if (const absl::Status lost = engine->DeviceHealth(); !lost.ok()) {
+      on_failure(lost);
+      return;
+    }
     engine->CollectNowAndThen();
     base::MutexLock lock(&mutex_);
     if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kWatchInterval)) return;

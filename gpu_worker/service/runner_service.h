@@ -24,9 +24,9 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
   // (serving, cause): called when either changes.
   using HealthListener = std::function<void(bool, const std::string&)>;
 
-  // `on_load_failure` is told why when the loader fails; the process then has nothing left to do.
-  RunnerService(Loader loader, HealthListener health,
-                std::function<void(const absl::Status&)> on_load_failure);
+  // `on_failure` is told why when the loader fails or the device is lost; the process then has nothing left
+  // to do.
+  RunnerService(Loader loader, HealthListener health, std::function<void(const absl::Status&)> on_failure);
   ~RunnerService() override;
 
   // Ends the open Step stream once the step in flight is answered and refuses further ones.
@@ -45,7 +45,7 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
       grpc::ServerReaderWriter<worker::v1::StepResponse, worker::v1::StepRequest>* stream) override;
 
  private:
-  void LoadAndWatch(const Loader& loader, const std::function<void(const absl::Status&)>& on_load_failure);
+  void LoadAndWatch(const Loader& loader, const std::function<void(const absl::Status&)>& on_failure);
   void SetCause(const std::string& cause);
   std::shared_ptr<Engine> engine() const;
   std::string cause() const;

@@ -55,10 +55,12 @@ class Servers:
             process.wait()
 
 
-def generate(options: argparse.Namespace, servers: Servers) -> subprocess.Popen:
+def generate(options: argparse.Namespace, servers: Servers, stream: int = 0) -> subprocess.Popen:
+    """Starts stream number `stream`; each has a prompt of its own, as equal ones would want equal neurons."""
+    prompt = options.prompt if stream == 0 else f"{options.prompt} {stream} of {options.sequences * 7919 // stream}"
     return subprocess.Popen(
         [options.bin / "isotherm", "generate", f"--address={servers.gateway}", f"--wait={options.wait}s",
-         "--temperature=0", "--ignore-eos", f"--max-tokens={options.tokens}", options.prompt],
+         "--temperature=0", "--ignore-eos", f"--max-tokens={options.tokens}", prompt],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -81,7 +83,7 @@ def measure(options: argparse.Namespace, device: str) -> dict:
             text, _ = finish(servers, generate(options, servers))  # loads, warms up, captures
             runs = []
             for _ in range(options.repeats):
-                streams = [generate(options, servers) for _ in range(options.sequences)]
+                streams = [generate(options, servers, stream) for stream in range(options.sequences)]
                 finished = [finish(servers, stream)[1] for stream in streams]
                 runs.append(sum(tokens_per_second(stream, "decode") for stream in finished))
             plan = re.search(r"plan: (.*)", servers.log("gpu_worker"))
