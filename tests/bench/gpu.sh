@@ -37,7 +37,7 @@ run_tests() {  # FOLDER OUT
   local name failed=0
   for name in "${tests[@]}"; do
     if "$1/bin/gpu_worker_${name}_test" >"$2/$name.log" 2>&1; then
-      echo "$name: $(tail -n 1 "$2/$name.log")"
+      echo "$name: $(grep -E '^\[  PASSED' "$2/$name.log")"
     else
       failed=1
       grep -E -A4 'Failure|^\[  FAILED' "$2/$name.log" | head -n 30
