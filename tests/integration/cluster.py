@@ -52,8 +52,10 @@ class Cluster:
         self._channel = None
         shm = f"--shm-directory={self._shm}"
         self.cpu_worker = None if cpu_worker is None else self._process("cpu_worker", model, [shm, *cpu_worker])
+        # A test's server leaves nothing beside its model, and the next one places neurons as it did.
         self.gpu_worker = self._process(
-            "gpu_worker", model, [shm, f"--cpu-worker={self.address('cpu_worker')}", *gpu_worker])
+            "gpu_worker", model,
+            [shm, f"--cpu-worker={self.address('cpu_worker')}", "--nosave-profile", *gpu_worker])
         self.gateway = self._process("gateway", model, [f"--worker={self.address('gpu_worker')}", *gateway])
         self.processes = [p for p in (self.cpu_worker, self.gpu_worker, self.gateway) if p is not None]
 

@@ -101,7 +101,8 @@ class OnlineTest(ProfileTest):
 
     def serve(self, *flags):
         """Share of the neurons computed that were hot, and the GPU worker's log."""
-        with cluster.Cluster(gpu_worker=[*cluster.COLD, "--predictor=gate", *flags], model=self.model) as running:
+        flags = [*cluster.COLD, "--predictor=gate", "--save-profile", *flags]
+        with cluster.Cluster(gpu_worker=flags, model=self.model) as running:
             stream = client.generate(running, client.greedy("Once upon a time", 150))
             running.gateway.stop()
             running.gpu_worker.stop()
@@ -128,8 +129,7 @@ class OnlineTest(ProfileTest):
     def test_a_lost_cpu_worker_takes_the_hot_half_of_its_tokens_along(self):
         def cold_firings_a_token(disturb):
             """Of the last neurons of each layer, which are cold: without a profile the first become hot."""
-            flags = [*cluster.COLD, "--predictor=gate", "--nosave-profile"]
-            with cluster.Cluster(gpu_worker=flags, model=self.model) as running:
+            with cluster.Cluster(gpu_worker=[*cluster.COLD, "--predictor=gate"], model=self.model) as running:
                 told = []
 
                 def kill_once(stream):
