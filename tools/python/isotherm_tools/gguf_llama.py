@@ -113,14 +113,14 @@ def decode(data: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
 
 
 class LlamaWriter(GgufOutput):
-    """A GgufOutput of architecture llama with a SentencePiece vocabulary."""
+    """A GgufOutput with Llama's keys, under its name or a relative's, and a SentencePiece vocabulary."""
 
     def __init__(self, path: Path, shape: LlamaShape, vocabulary: Vocabulary, type_name: str, name: str,
-                 activation: str | None = None, powerinfer: bool = False) -> None:
+                 activation: str | None = None, powerinfer: bool = False, architecture: str = "llama") -> None:
         """`type_name` is the main weight type. `activation` is the FFN's, None where it is SiLU."""
         if len(vocabulary.tokens) != shape.vocab:
             raise ValueError(f"{len(vocabulary.tokens)} tokens for a vocabulary of {shape.vocab}")
-        super().__init__(path, "llama", type_name, name, powerinfer)
+        super().__init__(path, architecture, type_name, name, powerinfer)
         writer = self.metadata
         writer.add_vocab_size(shape.vocab)
         writer.add_context_length(shape.context)

@@ -18,7 +18,8 @@ from isotherm_tools.gguf_container import GGUF, POWERINFER, GgufFile
 from isotherm_tools.layerwise import LayerwiseDecoder
 from isotherm_tools.lowrank import GateDecomposition, Moments, NormWeights, bound_for_recall, powerinfer_form
 from isotherm_tools.predictor_fit import Stream
-from isotherm_tools.synthesize import Recipe, Synthesizer
+from isotherm_tools.synthetic_model import Synthesizer
+from isotherm_tools.synthetic_recipe import Recipe
 from test_gguf_export import read_expected
 
 FIXTURES = Path(__file__).resolve().parents[3] / "tests" / "reference" / "data"
