@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import queue
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,7 +72,7 @@ class TorchMill(NumpyMill):
             for _ in range(self.STAGES):
                 self._stages.put(torch.empty(self.STAGE_BYTES, dtype=torch.uint8, pin_memory=True))
         self._pool = ThreadPoolExecutor(self.THREADS)
-        self._writes: list[Future[None]] = []
+        self._writes: collections.deque[Future[None]] = collections.deque()
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=exc[0] is not None)
@@ -122,6 +123,8 @@ class TorchMill(NumpyMill):
 
     def write(self, name: str, encoded: Any, outputs: Sequence[GgufOutput]) -> None:
         outputs = list(outputs)
+        while self._writes and self._writes[0].done():
+            self._writes.popleft().result()  # raises what a write failed with
         if not isinstance(encoded, self._torch.Tensor) or not self._cuda:
             values = self.arrays.get(encoded) if isinstance(encoded, self._torch.Tensor) else encoded
             self._writes += [self._pool.submit(output.write, name, values) for output in outputs]
