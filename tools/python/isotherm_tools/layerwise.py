@@ -115,14 +115,12 @@ class LayerwiseDecoder:
 
     def ffn(self, w: LayerWeights, ffn_input: Any, kept: Any = None) -> Any:
         """What the FFN adds to the residual, with all neurons or those `kept` [..., ffn]."""
-        gate = w.activated(ffn_input)
-        neurons = gate * (gate > self.shape.firing_threshold)
-        if self.shape.activation == "relu2":
-            neurons = neurons * neurons
-        if w.up is not None:
-            up = w.up(ffn_input)
-            neurons = neurons * (up * (up > 0) if self.shape.activation == "drelu" else up)
+        neurons = self._neurons(w, ffn_input)
         return self.shape.residual_scale * w.down(neurons if kept is None else neurons * kept)
+
+    def energies(self, w: LayerWeights, ffn_input: Any) -> Any:
+        """Square of the length of what each neuron adds [..., ffn], but for the layer's common scale."""
+        return self._neurons(w, ffn_input) ** 2 * (w.down.weight ** 2).sum(axis=0)
 
     def losses(self, residual: Any, windows: np.ndarray) -> float:
         """Summed negative log-likelihood, in nats, of all tokens but the first of each window."""
@@ -161,6 +159,17 @@ class LayerwiseDecoder:
         scores = xp.exp(scores - xp.amax(scores, axis=-1, keepdims=True))
         mixed = scores / scores.sum(axis=-1, keepdims=True) @ heads(v, s.kv_heads)
         return w.attention_output(mixed.reshape(windows, s.heads, tokens, s.head_dim).swapaxes(1, 2).reshape(windows, tokens, -1))
+
+    def _neurons(self, w: LayerWeights, ffn_input: Any) -> Any:
+        """Activations [..., ffn]."""
+        gate = w.activated(ffn_input)
+        neurons = gate * (gate > self.shape.firing_threshold)
+        if self.shape.activation == "relu2":
+            neurons = neurons * neurons
+        if w.up is not None:
+            up = w.up(ffn_input)
+            neurons = neurons * (up * (up > 0) if self.shape.activation == "drelu" else up)
+        return neurons
 
     def _norm(self, x: Any, norm: Affine) -> Any:
         if self.shape.family.layer_norm:

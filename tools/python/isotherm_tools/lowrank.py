@@ -55,8 +55,8 @@ class LowRank:
         size = residual @ self.a[:1].T
         return size * (size > 0) + 1e-20  # where a token has no unit, only the sign of its scores matters
 
-    def shifted(self, by: float) -> LowRank:
-        """The predictor whose bound is lower by `by` units."""
+    def shifted(self, by: np.ndarray) -> LowRank:
+        """The predictor whose bound for each neuron [ffn] is lower by so many units."""
         if not self.reads_residual:
             return replace(self, bias=self.bias + by)
         b = self.b.copy()
@@ -144,6 +144,24 @@ def bound_for_recall(firing_scores: np.ndarray, recall: float) -> float:
         return 0.0
     below = int((1 - recall) * firing_scores.size)
     return float(np.partition(firing_scores, below)[below])
+
+
+def bounds_for_energy(bound: float, neurons: np.ndarray, scores: np.ndarray, energies: np.ndarray,
+                      allowed: np.ndarray) -> np.ndarray:
+    """Bounds [ffn], at most `bound`, with which each neuron misses no more than `allowed` [ffn] of its energy.
+
+    The other arrays have one entry for each firing that `bound` misses. A neuron that fires rarely but then decides much, such as
+    for the first token of a text alone, is one of few firings to the recall, and everything to the output.
+    """
+    bounds = np.full(len(allowed), bound)
+    order = np.lexsort((scores, neurons))
+    neurons, scores, energies = neurons[order], scores[order], energies[order].astype(np.float64)
+    missed = np.cumsum(energies)
+    first = np.searchsorted(neurons, neurons)  # of the entry's neuron
+    missed -= missed[first] - energies[first]
+    needed = missed > allowed[neurons]
+    np.minimum.at(bounds, neurons[needed], scores[needed])
+    return bounds
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from isotherm_tools.arrays import Arrays
 from isotherm_tools.gguf_container import encoded_size
 from isotherm_tools.layerwise import LayerwiseDecoder, LayerWeights
 from isotherm_tools.lowrank import (BLOCK, KINDS, GateDecomposition, LowRank, Moments, NormWeights, bound_for_recall,
-                                     powerinfer_form, stored)
+                                     bounds_for_energy, powerinfer_form, stored)
 from isotherm_tools.predictor_report import LayerReport, Report
 
 CALIBRATED_SHARE = 0.15
@@ -77,18 +77,26 @@ class Stream:
 
 @dataclass
 class Calibration:
-    """What the bounds are set on: pieces of (residual, FFN input, which neurons fire)."""
+    """What the bounds are set on: pieces of (residual, FFN input, which neurons fire, what they add)."""
 
-    pieces: list[tuple[Any, Any, Any]]
+    pieces: list[tuple[Any, Any, Any, Any]]
 
     def apply(self, predictor: LowRank, recall: float, arrays: Arrays) -> tuple[LowRank, float]:
-        """The predictor with the bound of this recall, and how many neurons it then keeps for one that fires."""
+        """The predictor with the bounds of this recall, of firings and of each neuron's energy, and how many neurons it then
+        keeps for one that fires."""
         here = predictor.put(arrays)
-        relative = [(here.scores(r, x) / here.unit(r), fired) for r, x, fired in self.pieces]
-        bound = bound_for_recall(np.concatenate([arrays.get(scores[fired]) for scores, fired in relative]), recall)
-        kept = sum(int((scores >= bound).sum()) for scores, _ in relative)
-        fired_at_all = sum(int(fired.sum()) for _, fired in relative)
-        return predictor.shifted(-bound), kept / max(fired_at_all, 1)
+        relative = [(arrays.get(here.scores(r, x) / here.unit(r)), arrays.get(fired), arrays.get(energy))
+                    for r, x, fired, energy in self.pieces]
+        bound = bound_for_recall(np.concatenate([scores[fired] for scores, fired, _ in relative]), recall)
+        missed = [fired & (scores < bound) for scores, fired, _ in relative]
+        neurons = np.concatenate([np.nonzero(on)[1] for on in missed])
+        scores_missed, energies_missed = (np.concatenate([piece[i][on] for piece, on in zip(relative, missed, strict=True)])
+                                          for i in (0, 2))
+        energy = np.sum([energy.sum(axis=0, dtype=np.float64) for _, _, energy in relative], axis=0)
+        bounds = bounds_for_energy(bound, neurons, scores_missed, energies_missed, (1 - recall) * energy).astype(np.float32)
+        kept = sum(int((scores >= bounds).sum()) for scores, _, _ in relative)
+        fired_at_all = sum(int(fired.sum()) for _, fired, _ in relative)
+        return predictor.shifted(-bounds), kept / max(fired_at_all, 1)
 
 
 class LayerFit:
@@ -107,7 +115,7 @@ class LayerFit:
         pieces = []
         for residual in training.before_ffn[self._fitted:]:
             x = decoder.ffn_input(w, residual)
-            pieces.append((residual, x, decoder.fires(w, x)))
+            pieces.append((residual, x, decoder.fires(w, x), decoder.energies(w, x)))
         self._calibration = Calibration(pieces)
 
     def _inputs(self) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from isotherm_tools.arrays import Arrays, arrays_on
 from isotherm_tools.decoder_shape import SPARSE_ACTIVATIONS, decoder_shape
 from isotherm_tools.gguf_container import GGUF, POWERINFER, GgufFile
 from isotherm_tools.layerwise import LayerwiseDecoder
-from isotherm_tools.lowrank import GateDecomposition, Moments, NormWeights, bound_for_recall, powerinfer_form
+from isotherm_tools.lowrank import GateDecomposition, Moments, NormWeights, bound_for_recall, bounds_for_energy, powerinfer_form
 from isotherm_tools.predictor_fit import Stream
 from isotherm_tools.synthetic_model import Synthesizer
 from isotherm_tools.synthetic_recipe import Recipe
@@ -131,6 +131,20 @@ def test_a_bound_keeps_the_share_asked_for() -> None:
     bound = bound_for_recall(scores, 0.97)
     assert (scores >= bound).sum() == 970
     assert bound_for_recall(scores[:0], 0.97) == 0
+
+
+def test_no_neuron_misses_more_than_allowed() -> None:
+    rng = np.random.default_rng(0)
+    neurons, scores, energies = rng.integers(0, 5, 400), rng.uniform(-9, 0, 400), rng.exponential(size=400)
+    energies[neurons == 3] = 0
+    allowed = np.array([0.0, 5.0, 1e9, 0.0, 20.0])
+    bounds = bounds_for_energy(-0.5, neurons, scores, energies, allowed)
+    for j in range(5):
+        mine = neurons == j
+        assert energies[mine & (scores < bounds[j])].sum() <= allowed[j]
+        # The next entry up to the bound would be too much, unless the bound is the common one.
+        assert bounds[j] == -0.5 or energies[mine & (scores <= bounds[j])].sum() > allowed[j]
+    assert bounds[2] == bounds[3] == -0.5 and bounds[0] == scores[neurons == 0].min()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
