@@ -155,8 +155,10 @@ inline float SharedFactor(float most, uint8_t* out) {
   return HalfToFloat(half);
 }
 
+// 0 where the values were not finite.
 inline float NearestFactor(float value, float shared) {
-  return shared > 0 ? std::clamp(std::nearbyint(value / shared), 0.0f, kMostFactor) : 0.0f;
+  const float factor = shared > 0 ? std::nearbyint(value / shared) : 0.0f;
+  return factor > 0 ? std::min(factor, kMostFactor) : 0.0f;
 }
 
 HWY_INLINE void QuantizeSuperblock(const float* values, uint8_t* block) {

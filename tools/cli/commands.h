@@ -26,6 +26,7 @@ Command TokenizeCommand();
 Command ScoreCommand();
 Command PerplexityCommand();
 Command ProfileCommand();
+Command QuantizeCommand();
 Command InspectCommand();
 Command DoctorCommand();
 

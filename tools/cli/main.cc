@@ -13,8 +13,9 @@ namespace isotherm::cli {
 namespace {
 
 std::vector<Command> Commands() {
-  std::vector<Command> commands = {GenerateCommand(), TokenizeCommand(), ScoreCommand(), PerplexityCommand(),
-                                   ProfileCommand(),  InspectCommand(),  DoctorCommand()};
+  std::vector<Command> commands = {GenerateCommand(),   TokenizeCommand(), ScoreCommand(),
+                                   PerplexityCommand(), ProfileCommand(),  QuantizeCommand(),
+                                   InspectCommand(),    DoctorCommand()};
   for (Command& command : commands) command.program.only_grouped_flags = true;
   return commands;
 }
