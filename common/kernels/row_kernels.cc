@@ -29,14 +29,24 @@ inline constexpr int kTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 //
 // Rows of whole floats, which mostly have pages of their own, are asked for side by side shortly before they
 // are read: 768 bytes ahead gave 30.4 GB/s where none gave 27.7 and a plain read 31.8 (four rows of F16 on 2
-// cores of a Xeon with AVX-512; 512 to 1024 are as good). Rows of blocks share pages, so the next ones
-// are asked for in the order of their addresses.
+// cores of a Xeon with AVX-512; 512 to 1024 are as good). Rows of blocks share pages and want to be asked for
+// earlier: the next rows, one after another. Where they begin is settled once for each group, which left Q4_0
+// 10 % more speed than at each step.
 template <WeightType kType, int kRows>
 class ReadAhead {
  public:
   HWY_INLINE ReadAhead(const uint8_t* const* rows, const uint8_t* const* next, int64_t n)
-      : rows_(kSideBySide ? rows : next), next_(next), row_bytes_(RowDecoder<kType>::AheadBytes(n)) {
-    position_ = kSideBySide ? std::min(kDistance, row_bytes_) : 0;
+      : rows_(rows),
+        next_(next),
+        row_bytes_(RowDecoder<kType>::AheadBytes(n)),
+        position_(std::min(kDistance, row_bytes_)) {}
+
+  // The group from column `begin` on comes next.
+  HWY_INLINE void Enter(int64_t begin) {
+    if constexpr (!kSideBySide) {
+      const int64_t passed = kRows * RowDecoder<kType>::AheadBytes(begin);
+      from_ = next_[passed / row_bytes_] + passed % row_bytes_;
+    }
   }
 
   // Once for each step of kSums vectors.
@@ -51,12 +61,8 @@ class ReadAhead {
       for (int r = 0; r < kRows; ++r) Ask<kStepBytes>(rows_[r] + position_);
       position_ += kStepBytes;
     } else {
-      Ask<kRows * kStepBytes>(*rows_ + position_);
-      position_ += kRows * kStepBytes;
-      if (position_ >= row_bytes_) {
-        ++rows_;
-        position_ = 0;
-      }
+      Ask<kRows * kStepBytes>(from_);
+      from_ += kRows * kStepBytes;
     }
   }
 
@@ -75,7 +81,8 @@ class ReadAhead {
   const uint8_t* const* rows_;
   const uint8_t* const* next_;
   const int64_t row_bytes_;
-  int64_t position_;
+  int64_t position_;               // side by side
+  const uint8_t* from_ = nullptr;  // one after another
 };
 
 // One step: 4 * LanesF() columns of the group from `column` on, of which the first `columns` count where
@@ -126,6 +133,7 @@ void MultiplyTile(const uint8_t* const* rows, const uint8_t* const* next, const 
     const int64_t count = std::min(n - begin, kGroupColumns);
     HWY_UNROLL(4)
     for (int r = 0; r < kRows; ++r) decoders[r].Enter(begin, begin + count);
+    ahead.Enter(begin);
     int64_t column = 0;
     for (; column + kStep <= count; column += kStep) {
       ahead.Advance();
@@ -237,6 +245,7 @@ class ScaledRows {
   }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
     for (int r = 0; r < kRows; ++r) decoders_[r].Enter(begin, end);
+    ahead_.Enter(begin);
   }
   HWY_INLINE void Advance() { ahead_.Advance(); }
   HWY_INLINE VF Update(int64_t column, int64_t offset, VF sum) const {
