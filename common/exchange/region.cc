@@ -7,8 +7,8 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -17,11 +17,10 @@
 #include "common/base/status_macros.h"
 #include "common/base/unique_fd.h"
 #include "common/exchange/doorbell.h"
+#include "common/exchange/region_file.h"
 
 namespace isotherm::exchange {
 namespace {
-
-constexpr char kNamePrefix[] = "isotherm-exchange-";
 
 absl::Status NoRoom(const std::string& directory, int64_t needed, int64_t free) {
   return absl::ResourceExhaustedError(absl::StrFormat(
@@ -38,12 +37,6 @@ uint64_t RandomGeneration() {
   return generation | 1;  // 0 is what untouched memory holds
 }
 
-// A name comes from the peer: it must not lead out of the directory.
-bool IsRegionName(const std::string& name) {
-  return absl::StartsWith(name, kNamePrefix) && name.find('/') == std::string::npos &&
-         name.find('\0') == std::string::npos;
-}
-
 }  // namespace
 
 Region::Region(const Geometry& geometry) : geometry_(geometry), layout_(MakeRegionLayout(geometry, kSlots)) {}
@@ -57,15 +50,13 @@ absl::StatusOr<std::unique_ptr<Region>> Region::Create(const std::string& direct
                                                        const Geometry& geometry) {
   ISOTHERM_RETURN_IF_ERROR(CheckGeometry(geometry));
   std::unique_ptr<Region> region(new Region(geometry));
-  const std::string name = kNamePrefix + base::RandomId();
-  const std::string path = directory + "/" + name;
-  base::UniqueFd fd(
-      open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR));
-  if (!fd.valid()) return absl::ErrnoToStatus(errno, absl::StrCat("cannot create ", path));
+  RemoveAbandonedRegionFiles(directory);
+  ISOTHERM_ASSIGN_OR_RETURN(RegionFile file, CreateRegionFile(directory));
   region->directory_ = directory;
-  region->name_ = name;
-  ISOTHERM_RETURN_IF_ERROR(region->Allocate(fd.get(), directory));
-  ISOTHERM_RETURN_IF_ERROR(region->Map(fd.get()));
+  region->name_ = std::move(file.name);
+  region->file_ = std::move(file.fd);
+  ISOTHERM_RETURN_IF_ERROR(region->Allocate(region->file_.get(), directory));
+  ISOTHERM_RETURN_IF_ERROR(region->Map(region->file_.get()));
   region->WriteHeader();
   return region;
 }
@@ -154,6 +145,7 @@ void Region::RemoveName() {
   if (name_.empty()) return;
   unlink((directory_ + "/" + name_).c_str());
   name_.clear();
+  file_.reset();
 }
 
 Region::Slot Region::slot(uint32_t sequence) const {

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/unique_fd.h"
 #include "common/exchange/geometry.h"
 #include "common/exchange/region_layout.h"
 
@@ -30,7 +31,8 @@ class Region {
   };
 
   // A new file in `directory` with a name nobody can guess, readable and writable by this user alone, its
-  // pages allocated. ResourceExhausted with the numbers when the file system has no room for it.
+  // pages allocated. ResourceExhausted with the numbers when the file system has no room for it. Files that
+  // killed processes left there are removed first.
   static absl::StatusOr<std::unique_ptr<Region>> Create(const std::string& directory,
                                                         const Geometry& geometry);
 
@@ -71,6 +73,7 @@ class Region {
   uint64_t generation_ = 0;
   std::byte* base_ = nullptr;
   std::string directory_, name_;
+  base::UniqueFd file_;  // holds the lock of the name; the creator's alone
   // The peer could clear the shared word.
   std::atomic<bool> failed_{false};
 };

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/base/round_up.h"
 #include "common/exchange/descriptor.h"
 #include "common/exchange/geometry.h"
 #include "common/neuron/mask.h"
@@ -50,10 +51,6 @@ static_assert(offsetof(RegionHeader, request_doorbell) == 64 &&
 static_assert(offsetof(RegionHeader, step_open) == 192 && offsetof(RegionHeader, failed) == 256);
 static_assert(offsetof(RegionHeader, server_parked) == 320 && offsetof(RegionHeader, client_parked) == 384);
 
-constexpr int64_t RoundUp(int64_t bytes, int64_t multiple) {
-  return (bytes + multiple - 1) / multiple * multiple;
-}
-
 // Offsets inside a slot and the sizes that follow. The geometry has passed CheckGeometry.
 struct RegionLayout {
   int64_t x = 0;            // F32 [rows, hidden]
@@ -66,9 +63,10 @@ struct RegionLayout {
 };
 
 constexpr RegionLayout MakeRegionLayout(const Geometry& geometry, uint32_t slots) {
-  const int64_t activations = RoundUp(geometry.max_rows * geometry.hidden * 4, kCacheLine);
-  const int64_t masks = RoundUp(geometry.max_rows * neuron::MaskWords(geometry.ffn) * 8, kCacheLine);
-  const int64_t gates = geometry.gate_values ? RoundUp(geometry.max_rows * geometry.ffn * 4, kCacheLine) : 0;
+  const int64_t activations = base::RoundUp(geometry.max_rows * geometry.hidden * 4, kCacheLine);
+  const int64_t masks = base::RoundUp(geometry.max_rows * neuron::MaskWords(geometry.ffn) * 8, kCacheLine);
+  const int64_t gates =
+      geometry.gate_values ? base::RoundUp(geometry.max_rows * geometry.ffn * 4, kCacheLine) : 0;
   RegionLayout layout;
   layout.x = sizeof(Descriptor);
   layout.masks = layout.x + activations;
@@ -76,7 +74,7 @@ constexpr RegionLayout MakeRegionLayout(const Geometry& geometry, uint32_t slots
   layout.answer = layout.gate_values + gates;
   layout.y = layout.answer + static_cast<int64_t>(sizeof(Descriptor));
   layout.slot_bytes = layout.y + activations;
-  layout.region_bytes = kRegionHeaderBytes + RoundUp(layout.slot_bytes * slots, kRegionHeaderBytes);
+  layout.region_bytes = kRegionHeaderBytes + base::RoundUp(layout.slot_bytes * slots, kRegionHeaderBytes);
   return layout;
 }
 
@@ -90,7 +88,7 @@ struct FrameLayout {
 
 constexpr FrameLayout MakeFrameLayout(const Geometry& geometry, int64_t rows, int64_t gate_value_count) {
   FrameLayout layout;
-  layout.masks = RoundUp(rows * geometry.hidden * 4, 8);  // u64 words stay aligned
+  layout.masks = base::RoundUp(rows * geometry.hidden * 4, 8);  // u64 words stay aligned
   layout.gate_values = layout.masks + rows * neuron::MaskWords(geometry.ffn) * 8;
   layout.bytes = layout.gate_values + gate_value_count * 4;
   return layout;

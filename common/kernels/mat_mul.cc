@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/base/round_up.h"
 #include "common/kernels/ops.h"
 #include "common/kernels/row_kernels.h"
 #include "hwy/aligned_allocator.h"
@@ -27,19 +28,17 @@ constexpr int64_t kGemmColumns = 16;
 // Edge of the squares that a transposition works in: a cache line of floats.
 constexpr int64_t kSquare = 16;
 
-int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 // Rows a member takes at a time: enough bytes to be worth it, few enough to balance.
 int64_t RowGrain(const WeightMatrix& weight, int members) {
   const int64_t balanced = weight.rows / (members * kGrainsPerMember);
   const int64_t worthwhile = kGrainBytes / std::max<int64_t>(weight.stride_bytes, 1);
   const int64_t at_most = weight.rows / members;
-  return RoundUp(std::max<int64_t>(1, std::min(std::max(balanced, worthwhile), at_most)), kRowTile);
+  return base::RoundUp(std::max<int64_t>(1, std::min(std::max(balanced, worthwhile), at_most)), kRowTile);
 }
 
 int64_t TileRows(const WeightMatrix& weight, int members) {
   const int64_t cached = kTileFloats / std::max<int64_t>(weight.columns, 1) / kGemmTileRows * kGemmTileRows;
-  const int64_t balanced = RoundUp((weight.rows + members - 1) / members, kGemmTileRows);
+  const int64_t balanced = base::RoundUp((weight.rows + members - 1) / members, kGemmTileRows);
   return std::max(kGemmTileRows, std::min(cached, balanced));
 }
 
@@ -78,7 +77,7 @@ void Transpose(const float* in, int64_t ldi, int64_t rows, int64_t columns, floa
 class GemmProduct {
  public:
   GemmProduct(base::ThreadPool& pool, const WeightMatrix& weight, int64_t batch)
-      : pool_(pool), weight_(weight), batch_(batch), width_(RoundUp(batch, kGemmColumns)) {}
+      : pool_(pool), weight_(weight), batch_(batch), width_(base::RoundUp(batch, kGemmColumns)) {}
 
   void Compute(const float* x, int64_t ldx, float* y, int64_t ldy) {
     thread_local Scratch scratch;

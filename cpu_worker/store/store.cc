@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "common/base/round_up.h"
 #include "common/base/status_macros.h"
 
 namespace isotherm::cpu_worker {
@@ -26,7 +27,7 @@ absl::StatusOr<StorePlan> PlanStore(const model::Model& model) {
     ISOTHERM_ASSIGN_OR_RETURN(neuron::BundleLayout layout, neuron::MakeBundleLayout(model, layer));
     plan.layouts.push_back(layout);
     plan.offsets.push_back(plan.bytes);
-    plan.bytes += (plan.LayerBytes(layer) + kLayerAlignment - 1) / kLayerAlignment * kLayerAlignment;
+    plan.bytes += base::RoundUp(plan.LayerBytes(layer), kLayerAlignment);
   }
   return plan;
 }

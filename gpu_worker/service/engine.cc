@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "common/base/round_up.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/row_kernels.h"
 #include "common/neuron/gpu_index.h"
@@ -26,8 +27,6 @@ constexpr int64_t kLogitBytes = rpc::kDefaultMaxMessageBytes / 2;
 // Collecting takes milliseconds, one message of eight bytes a neuron: a thousandth of this.
 constexpr absl::Duration kCollectInterval = absl::Seconds(10);
 
-int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model::Model& model) {
   const model::Hyperparameters& h = model.hyperparameters();
   RunnerOptions runner = options.runner;
@@ -37,7 +36,7 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
                                                    "' was trained on ", h.trained_context, " tokens"));
   }
   if (runner.kv_tokens == 0) runner.kv_tokens = kDefaultSequences * runner.context;
-  runner.kv_tokens = RoundUp(runner.kv_tokens, runner.kv_block_size);
+  runner.kv_tokens = base::RoundUp(runner.kv_tokens, runner.kv_block_size);
   if (runner.kv_tokens < runner.context) {
     return absl::InvalidArgumentError(absl::StrCat("--kv-tokens ", runner.kv_tokens,
                                                    " cannot hold one sequence of --ctx ", runner.context));

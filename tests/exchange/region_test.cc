@@ -65,6 +65,20 @@ TEST_F(RegionTest, IsThisUsersAloneAndAllocated) {
   EXPECT_EQ(region->name().size(), std::string("isotherm-exchange-").size() + 32);
 }
 
+// A cpu_worker that is killed between naming a region and its peer's mapping it cannot clean up.
+TEST_F(RegionTest, CreationRemovesWhatKilledProcessesLeft) {
+  const auto living = *Region::Create(directory_.path(), geometry_);
+  const std::string abandoned = directory_.path() + "/isotherm-exchange-0123456789abcdef";
+  const std::string foreign = directory_.path() + "/somebody-elses";
+  std::ofstream(abandoned) << "left";
+  std::ofstream(foreign) << "kept";
+  const auto region = *Region::Create(directory_.path(), geometry_);
+  EXPECT_NE(access(abandoned.c_str(), F_OK), 0);
+  EXPECT_EQ(access(foreign.c_str(), F_OK), 0);
+  EXPECT_TRUE(AttachStatus(living->name(), living->bytes()).ok());
+  EXPECT_TRUE(AttachStatus(region->name(), region->bytes()).ok());
+}
+
 TEST_F(RegionTest, TwoMappingsShareOneMemory) {
   const auto server = *Region::Create(directory_.path(), geometry_);
   const auto client = *Region::Attach(directory_.path(), server->name(), server->bytes(), geometry_);
