@@ -12,6 +12,7 @@
 #include "common/base/command_line.h"
 #include "common/base/host.h"
 #include "common/base/status_macros.h"
+#include "common/base/thread_pool.h"
 #include "common/exchange/channel.h"
 #include "common/observe/log.h"
 #include "cpu_worker/worker.h"
@@ -41,9 +42,6 @@ namespace {
 
 // Two cores are left to the GPU worker's driving thread and to the gateway.
 constexpr int kCoresLeftToOthers = 2;
-// Spinning helps where a core is free to spin on.
-constexpr int kManyCores = 4;
-constexpr int kSpinMicroseconds = 50;
 
 absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   WorkerOptions options;
@@ -56,7 +54,7 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   }
   options.threads = threads > 0 ? threads : std::max(cores - kCoresLeftToOthers, 1);
   const int spin_us = absl::GetFlag(FLAGS_spin_us);
-  options.spin_us = spin_us >= 0 ? spin_us : cores > kManyCores ? kSpinMicroseconds : 0;
+  options.spin_us = spin_us >= 0 ? spin_us : base::ThreadPool::SharedSpinMicroseconds();
   options.pin = absl::GetFlag(FLAGS_pin);
   options.server.listen = absl::GetFlag(FLAGS_listen);
   if (options.server.listen.empty()) return base::UsageError("--listen is empty: name an address");

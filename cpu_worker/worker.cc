@@ -13,7 +13,7 @@
 namespace isotherm::cpu_worker {
 namespace {
 
-constexpr absl::Duration kBandwidthBudget = absl::Milliseconds(300);
+constexpr absl::Duration kBandwidthBudget = absl::Milliseconds(50);
 
 ServedModel Describe(const model::Model& model, const StorePlan& plan, int threads) {
   const model::Hyperparameters& parameters = model.hyperparameters();

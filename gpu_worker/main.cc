@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/host.h"
 #include "common/base/status_macros.h"
+#include "common/base/thread_pool.h"
 #include "common/rpc/server.h"
 #include "gpu_worker/cuda/make_cuda_device.h"
 #include "gpu_worker/host/host_device.h"
@@ -82,7 +83,7 @@ int SpinMicroseconds() {
   if (spin >= 0) return spin;
   const bool all_hot = absl::GetFlag(FLAGS_vram_budget) == 0 && absl::GetFlag(FLAGS_placement).empty();
   if (all_hot) return 200;
-  return base::PhysicalCores() > 4 ? 50 : 0;
+  return base::ThreadPool::SharedSpinMicroseconds();
 }
 
 absl::StatusOr<kernels::KvType> KvTypeFromFlag() {

@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "common/base/host.h"
+
 namespace isotherm::base {
 namespace {
 
@@ -155,6 +157,11 @@ ThreadPool::~ThreadPool() {
   state_->stop = true;
   state_->Publish();
   for (std::thread& member : state_->members) member.join();
+}
+
+int ThreadPool::SharedSpinMicroseconds() {
+  constexpr int kFewCores = 4;
+  return PhysicalCores() > kFewCores ? 50 : 0;
 }
 
 int ThreadPool::threads() const { return static_cast<int>(state_->members.size()) + 1; }

@@ -14,6 +14,9 @@ namespace isotherm::base {
 // never allocates. Between calls the members spin for `spin_us` and then park on a futex.
 class ThreadPool {
  public:
+  // A spin time where other processes want cores, too: 50 us on machines with more than four, else 0.
+  static int SharedSpinMicroseconds();
+
   struct Options {
     // Members including the caller; at least 1.
     int threads = 1;

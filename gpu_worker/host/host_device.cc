@@ -51,7 +51,7 @@ double HostDevice::MeasureReadBandwidth() {
   auto buffer = Allocate(kBytes, MemoryPurpose::kWorkspace);
   if (!buffer.ok()) return 0;
   std::memset(buffer->data(), 1, kBytes);
-  return neuron::MeasureReadBandwidth(pool_, buffer->data(), kBytes, absl::Milliseconds(200));
+  return neuron::MeasureReadBandwidth(pool_, buffer->data(), kBytes, absl::Milliseconds(50));
 }
 
 int64_t HostDevice::WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const {

@@ -1,11 +1,14 @@
 #include <netinet/in.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
+#include <memory>
 #include <thread>
 
 #include "absl/flags/flag.h"
@@ -67,10 +70,16 @@ void CheckMemory(Report& report) {
 
 void MeasureMemory(Report& report) {
   base::ThreadPool pool({.threads = base::PhysicalCores()});
-  // Larger than the last-level caches of all but the largest servers.
-  std::vector<uint8_t> memory(int64_t{512} << 20, 1);
-  const double bandwidth = neuron::MeasureReadBandwidth(
-      pool, memory.data(), static_cast<int64_t>(memory.size()), absl::Milliseconds(500));
+  // Larger than the last-level caches of all but the largest servers; in huge pages, as the workers hold
+  // weights.
+  constexpr int64_t kBytes = int64_t{512} << 20;
+  constexpr int64_t kHugePage = int64_t{2} << 20;
+  const std::unique_ptr<uint8_t, decltype(&std::free)> memory(
+      static_cast<uint8_t*>(std::aligned_alloc(kHugePage, kBytes)), &std::free);
+  if (memory == nullptr) return report.Bad("memory bandwidth", "cannot allocate 512 MiB to measure it");
+  madvise(memory.get(), kBytes, MADV_HUGEPAGE);
+  std::memset(memory.get(), 1, kBytes);
+  const double bandwidth = neuron::MeasureReadBandwidth(pool, memory.get(), kBytes, absl::Milliseconds(500));
   report.Note("memory bandwidth",
               absl::StrFormat("%.1f GB/s read with %d threads: the limit of decoding on the CPU",
                               bandwidth / 1e9, pool.threads()));
