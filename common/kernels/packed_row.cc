@@ -61,8 +61,8 @@ void SeparateScales(WeightType type, const uint8_t* file_row, int64_t columns, u
 }
 
 void ZeroPadding(WeightType type, int64_t columns, uint8_t* packed) {
-  const int64_t used = FileRowBytes(type, columns);
-  std::memset(packed + used, 0, static_cast<size_t>(PackedRowBytes(type, columns) - used));
+  // std::fill, as an empty row may lie nowhere.
+  std::fill(packed + FileRowBytes(type, columns), packed + PackedRowBytes(type, columns), uint8_t{0});
 }
 
 }  // namespace
