@@ -82,6 +82,9 @@ ABSL_FLAG(int, spin_us, -1,
           "How long threads spin for work before they sleep. -1: 200 without --vram-budget and --placement, "
           "as no CPU worker "
           "then wants the cores; with one 50 on machines with more than four cores, else 0.");
+ABSL_FLAG(std::string, inject_device_fault, "",
+          "For trying out what follows: lost:N loses the device in its Nth pass, memory:N lets it run out of "
+          "memory there. A pass is a decode step or a chunk of a prompt.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7071",
           "Where the gateway connects: host:port or unix:/path, several separated by commas.");
 ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9402",
@@ -132,6 +135,20 @@ absl::Status ReadPredictorFlag(EngineOptions& options) {
   if (!kind.ok()) return base::UsageError(absl::StrCat("--predictor: ", kind.status().message()));
   options.predictor = *kind;
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::optional<PlannedFault>> PlannedFaultFromFlag() {
+  const std::string text = absl::GetFlag(FLAGS_inject_device_fault);
+  if (text.empty()) return std::nullopt;
+  const std::vector<std::string> parts = absl::StrSplit(text, ':');
+  PlannedFault planned;
+  if (parts.size() != 2 || (parts[0] != "lost" && parts[0] != "memory") ||
+      !absl::SimpleAtoi(parts[1], &planned.pass) || planned.pass < 1) {
+    return base::UsageError(
+        absl::StrCat("--inject-device-fault=", text, ": use lost:N or memory:N, N from 1 on"));
+  }
+  if (parts[0] == "memory") planned.fault = DeviceFault::kOutOfMemory;
+  return planned;
 }
 
 int64_t MaxPrefillRows() {
@@ -194,6 +211,7 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-decode-rows", options.runner.max_decode_rows, 1, kMostRows));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("threads", absl::GetFlag(FLAGS_threads), 0, kMostThreads));
   ISOTHERM_ASSIGN_OR_RETURN(options.runner.kv_type, KvTypeFromFlag());
+  ISOTHERM_ASSIGN_OR_RETURN(options.runner.planned_fault, PlannedFaultFromFlag());
   const double budget = absl::GetFlag(FLAGS_vram_budget);
   if (!(budget >= 0 && budget <= 1 << 20))
     return base::UsageError("--vram-budget: a number of GiB is expected");
@@ -300,7 +318,7 @@ int main(int argc, char** argv) {
           {"Placement", {"profile", "profile_dir", "save_profile", "placement", "adapt", "adapt_interval"}},
           {"Device",
            {"device", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows", "stream_rows",
-            "spin_us"}},
+            "spin_us", "inject_device_fault"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_timeout", "shm_directory"}},
           isotherm::rpc::ConnectionFlags(),

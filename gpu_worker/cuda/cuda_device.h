@@ -38,6 +38,7 @@ class CudaDevice final : public Device {
   base::ThreadPool& loader_pool() override { return loader_pool_; }
   double MeasureReadBandwidth() override;
   absl::Status Health() const override;
+  void Break(DeviceFault fault) override;
   absl::StatusOr<int64_t> AvailableMemory() const override;
   int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const override;
   absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;

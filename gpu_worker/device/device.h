@@ -27,6 +27,9 @@ enum class MemoryPurpose { kAttention, kHead, kKvCache, kPredictor, kWorkspace, 
 inline constexpr int kMemoryPurposes = 6;
 const char* MemoryPurposeName(MemoryPurpose purpose);
 
+// Ways in which a device fails.
+enum class DeviceFault { kLost, kOutOfMemory };
+
 // Device memory, 64-byte aligned, freed with its owner.
 class Buffer {
  public:
@@ -148,7 +151,9 @@ class Device {
   virtual double MeasureReadBandwidth() = 0;
 
   // An error once the device is lost; it does not come back, the process has to end. Cheap.
-  virtual absl::Status Health() const { return absl::OkStatus(); }
+  virtual absl::Status Health() const = 0;
+  // To try out what follows: the open pass fails that way, and a device that is lost stays so.
+  virtual void Break(DeviceFault fault) = 0;
 
   // Bytes that Allocate could still hand out.
   virtual absl::StatusOr<int64_t> AvailableMemory() const = 0;

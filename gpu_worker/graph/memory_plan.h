@@ -16,6 +16,12 @@
 
 namespace isotherm::gpu_worker {
 
+// A device that is to fail in its `pass`th pass, counted from one.
+struct PlannedFault {
+  DeviceFault fault = DeviceFault::kLost;
+  int64_t pass = 0;
+};
+
 // What the operator of the worker decides.
 struct RunnerOptions {
   // Most tokens of a sequence.
@@ -32,6 +38,8 @@ struct RunnerOptions {
   std::optional<int64_t> budget_bytes;
   // Room for neurons on their way into the hot set (HotSet); 0: it stays as it is.
   int64_t hot_staging_bytes = 0;
+  // For tests.
+  std::optional<PlannedFault> planned_fault;
 
   int64_t max_rows() const { return std::max(max_prefill_rows, max_decode_rows); }
   int64_t kv_blocks() const { return kv_tokens / kv_block_size; }

@@ -170,6 +170,9 @@ absl::Status Runner::RunPass(const v1::StepRequest& request, const std::vector<i
   pass.input.scored_rows = static_cast<int64_t>(pass.targets.size());
   device_->BeginPass(pass.input);
   decoder_->Enqueue(pass);
+  if (options_.planned_fault.has_value() && ++passes_ == options_.planned_fault->pass) {
+    device_->Break(options_.planned_fault->fault);
+  }
   ISOTHERM_RETURN_IF_ERROR(device_->EndPass());
   TakePass(pass.input.rows(), tally);
   return Collect(outputs, pass.logit_rows, success);

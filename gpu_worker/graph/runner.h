@@ -57,6 +57,7 @@ class Runner {
   Device* const device_;
   std::vector<LayerStatistics> layer_totals_;
   int64_t rows_total_ = 0;
+  int64_t passes_ = 0;  // begun
   std::vector<absl::Duration> exchange_latencies_;
 };
 

@@ -33,6 +33,8 @@ class HostDevice : public Device {
   absl::Status SwapHot(const HotSwap* swaps, int64_t count) override;
   base::ThreadPool& loader_pool() override { return pool_; }
   double MeasureReadBandwidth() override;
+  absl::Status Health() const override { return health_; }
+  void Break(DeviceFault fault) override;
   absl::StatusOr<int64_t> AvailableMemory() const override;
   int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const override;
   absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;
@@ -82,6 +84,7 @@ class HostDevice : public Device {
 
   PassInput pass_;
   absl::Status failure_;
+  absl::Status health_;
   bool exchange_pending_ = false;
   PassStatistics statistics_;
   FiringCounts firings_;

@@ -64,16 +64,25 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
   return runner;
 }
 
+constexpr char kNeedLess[] =
+    "Give it a smaller --vram-budget, --kv-tokens or --ctx, or a machine with more memory";
+
 // `scratch`: what the device keeps beside the planned buffers.
 absl::Status CheckMemory(const MemoryPlan& plan, const Device& device, int64_t scratch,
                          const model::Model& model) {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t available, device.AvailableMemory());
   if (plan.total() + scratch <= available) return absl::OkStatus();
   constexpr double kGiB = 1024.0 * 1024 * 1024;
-  return absl::ResourceExhaustedError(absl::StrFormat(
-      "'%s' needs %.2f GiB on this worker and %.2f GiB are available. Give it a smaller --vram-budget, "
-      "--kv-tokens or --ctx, or a machine with more memory",
-      model.DisplayName(), (plan.total() + scratch) / kGiB, available / kGiB));
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("'%s' needs %.2f GiB on this worker and %.2f GiB are available. %s",
+                      model.DisplayName(), (plan.total() + scratch) / kGiB, available / kGiB, kNeedLess));
+}
+
+// What came up while loading, with advice where the memory that CheckMemory saw is not to be had.
+absl::Status DescribeLoadFailure(const absl::Status& status, const model::Model& model) {
+  if (!absl::IsResourceExhausted(status)) return status;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("loading '", model.DisplayName(), "': ", status.message(), ". ", kNeedLess));
 }
 
 void LogProfile(const ProfileChoice& choice, const model::Model& model) {
@@ -143,23 +152,13 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *device_, scratch, *model_));
 
   base::MutexLock lock(&mutex_);
-  std::unique_ptr<Predictor> predictor;
-  ISOTHERM_RETURN_IF_ERROR(MakeThePredictor(options, predictor));
-  const bool yields_gate = predictor->yields_gate();
-  observe::Progress progress("loading " + model_->DisplayName(), h.layers, "layers");
-  ISOTHERM_ASSIGN_OR_RETURN(decoder_, Decoder::Load(*model_, runner_options_, plan_.neurons.placement,
-                                                    std::move(predictor), *device_, [&]() -> absl::Status {
-                                                      progress.Advance(1);
-                                                      return options.cancelled()
-                                                                 ? absl::CancelledError("stopped")
-                                                                 : absl::OkStatus();
-                                                    }));
-  progress.Finish();
-  runner_ = std::make_unique<Runner>(h, runner_options_, decoder_.get(), device_.get());
-
+  if (const absl::Status loaded = LoadWeights(options); !loaded.ok()) {
+    return DescribeLoadFailure(loaded, *model_);
+  }
   if (plan_.neurons.placement.HotCount() < h.layers * h.ffn) {
     options.cold.worker.model_digest = model_->digest();
-    options.cold.worker.geometry = {h.layers, h.hidden, h.ffn, runner_options_.max_rows(), yields_gate};
+    options.cold.worker.geometry = {h.layers, h.hidden, h.ffn, runner_options_.max_rows(),
+                                    decoder_->predictor().yields_gate()};
     cold_ = std::make_unique<ColdWorkers>(std::move(options.cold), plan_.neurons.placement);
   }
   if (h.sparse() && !device_->TakeFirings().empty()) {
@@ -170,6 +169,23 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   }
   RecordPlan(plan_, h);
   UpdateState();
+  return absl::OkStatus();
+}
+
+absl::Status Engine::LoadWeights(const EngineOptions& options) {
+  std::unique_ptr<Predictor> predictor;
+  ISOTHERM_RETURN_IF_ERROR(MakeThePredictor(options, predictor));
+  const model::Hyperparameters& h = model_->hyperparameters();
+  observe::Progress progress("loading " + model_->DisplayName(), h.layers, "layers");
+  ISOTHERM_ASSIGN_OR_RETURN(decoder_, Decoder::Load(*model_, runner_options_, plan_.neurons.placement,
+                                                    std::move(predictor), *device_, [&]() -> absl::Status {
+                                                      progress.Advance(1);
+                                                      return options.cancelled()
+                                                                 ? absl::CancelledError("stopped")
+                                                                 : absl::OkStatus();
+                                                    }));
+  progress.Finish();
+  runner_ = std::make_unique<Runner>(h, runner_options_, decoder_.get(), device_.get());
   return absl::OkStatus();
 }
 
@@ -205,7 +221,7 @@ absl::Status Engine::StartAdapting(int64_t interval) {
 
 absl::Status Engine::Follow(const neuron::Placement& next, const std::function<absl::Status()>& commit) {
   base::MutexLock lock(&mutex_);
-  ISOTHERM_RETURN_IF_ERROR(device_->Health());
+  ISOTHERM_RETURN_IF_ERROR(DeviceHealthLocked());
   ISOTHERM_RETURN_IF_ERROR(cold_->Follow(next));
   return commit();
 }
@@ -258,6 +274,12 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::TryStep(const worker::v1::StepRe
   device_->SetChannel(channel, cold_ == nullptr ? 0 : cold_->placement().epoch);
   absl::StatusOr<worker::v1::StepSuccess> success = runner_->Run(request);
   UpdateState();
+  if (absl::IsResourceExhausted(success.status())) out_of_memory_ = success.status();
+  if (!success.ok()) {
+    // The step is not at fault: it can be computed after the next start.
+    const absl::Status device = DeviceHealthLocked();
+    if (!device.ok()) return absl::UnavailableError(device.message());
+  }
   if (!success.ok() && channel != nullptr && channel->failed()) {
     // Whatever the channel died of, the step is not at fault.
     return absl::UnavailableError(success.status().message());
@@ -279,11 +301,23 @@ absl::Status Engine::EnsureReady() {
 
 absl::Status Engine::DeviceHealth() const {
   base::MutexLock lock(&mutex_);
-  return device_->Health();
+  return DeviceHealthLocked();
+}
+
+absl::Status Engine::DeviceHealthLocked() const {
+  if (const absl::Status lost = device_->Health(); !lost.ok()) {
+    return absl::InternalError(absl::StrCat("device ", device_->name(), " is lost: ", lost.message(),
+                                            ". Start the worker again: open streams then go on"));
+  }
+  if (out_of_memory_.ok()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("device ", device_->name(), " ran out of memory in a step: ", out_of_memory_.message(),
+                   ". Start the worker again, with a smaller --vram-budget unless something else took the "
+                   "memory: open streams then go on"));
 }
 
 absl::Status Engine::EnsureReadyLocked() {
-  ISOTHERM_RETURN_IF_ERROR(device_->Health());
+  ISOTHERM_RETURN_IF_ERROR(DeviceHealthLocked());
   if (cold_ == nullptr || cold_->settled()) return absl::OkStatus();
   if (firing_log_ != nullptr && cold_->channel() != nullptr) {
     // What the workers counted goes with their channels.

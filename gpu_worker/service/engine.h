@@ -60,7 +60,7 @@ class Engine {
   // Opens the exchanges if they are needed and not open; cheap when they are. Call now and then, so that a
   // worker that comes back is found before the next step asks for it. One thread.
   absl::Status EnsureReady();
-  // Device::Health.
+  // An error, once the device is lost or was out of memory in a step, that says so: the process has to end.
   absl::Status DeviceHealth() const;
 
   // How often each neuron fired since the start, after the step in progress. FailedPrecondition for a dense
@@ -78,6 +78,7 @@ class Engine {
  private:
   Engine() = default;
   absl::Status LoadModel(EngineOptions options);
+  absl::Status LoadWeights(const EngineOptions& options) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status MakeThePredictor(const EngineOptions& options, std::unique_ptr<Predictor>& predictor);
   absl::StatusOr<worker::v1::StepSuccess> TryStep(const worker::v1::StepRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -85,6 +86,7 @@ class Engine {
   // AdapterPorts::follow.
   absl::Status Follow(const neuron::Placement& next, const std::function<absl::Status()>& commit);
   absl::Status EnsureReadyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status DeviceHealthLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CollectLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void UpdateState() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -113,6 +115,8 @@ class Engine {
   // Null for a dense model and for a device that does not count.
   std::unique_ptr<FiringLog> firing_log_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_collected_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  // What a step failed of on a device that had no memory left for it.
+  absl::Status out_of_memory_ ABSL_GUARDED_BY(mutex_);
   // Null where the hot set stays as it is.
   std::unique_ptr<Adapter> adapter_;
 };

@@ -85,6 +85,36 @@ class RestartTest(unittest.TestCase):
             self.check_same_streams([undisturbed], [again])
 
 
+class DeviceFaultTest(unittest.TestCase):
+    """The device fails in mid-stream: the worker ends by itself, saying why, and its next life takes the streams over."""
+
+    prompts = tales.prompts(2)
+
+    def check(self, fault, sentence):
+        flag = f"--inject-device-fault={fault}"
+        with cluster.Cluster(gpu_worker=(*COLD, flag)) as running:
+            worker = running.gpu_worker
+
+            def restart():
+                self.assertEqual(1, worker.wait())
+                worker.flags.remove(flag)
+                worker.start()
+
+            disturbed = generate_with_fault(running, self.prompts, lambda: None, on_waiting=restart)
+            self.assertRegex(worker.log(), f"ModelRunnerService is not serving: {sentence}")
+            self.assertRegex(worker.log(), f"\nerror: {sentence}")
+            self.assertEqual([1] * len(disturbed), [stream.complete.rebuilds for stream in disturbed])
+            undisturbed = generate_with_fault(running, self.prompts, lambda: None)
+            self.assertEqual([stream.text for stream in undisturbed], [stream.text for stream in disturbed])
+            self.assertEqual([stream.tokens for stream in undisturbed], [stream.tokens for stream in disturbed])
+
+    def test_a_lost_device(self):
+        self.check("lost:50", "device host is lost: .+ Start the worker again: open streams then go on")
+
+    def test_out_of_memory_in_a_step(self):
+        self.check("memory:50", r"device host ran out of memory in a step: cannot allocate \d+ bytes .+ Start the worker again")
+
+
 class GraceTest(unittest.TestCase):
     grace = 2
 

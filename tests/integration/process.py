@@ -11,8 +11,8 @@ class Process:
 
     def __init__(self, binary, flags, log, name=None):
         self.name = name or binary
-        self.flags = list(flags)
-        self._command = [str(suite.BIN / binary), *self.flags]
+        self.flags = list(flags)  # those of its next life
+        self._binary = binary
         self._log = log
         self._process = None
         self._expect_death = False
@@ -21,7 +21,8 @@ class Process:
         assert not self.running(), f"{self.name} runs already"
         self._expect_death = False
         with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            command = [str(suite.BIN / self._binary), *self.flags]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def running(self):
         return self._process is not None and self._process.poll() is None
