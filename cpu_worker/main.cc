@@ -32,8 +32,7 @@ ABSL_FLAG(std::string, model_dir, "/var/cache/isotherm",
 ABSL_FLAG(int, threads, 0, "Threads that compute. 0: physical cores less two, at least one.");
 ABSL_FLAG(int, spin_us, -1,
           "How long threads spin for the next exchange before they sleep, in microseconds. -1: 50 on "
-          "machines with more than "
-          "four cores, else 0.");
+          "machines with more than four cores, else 0; while a step of a GPU is open, 5000.");
 ABSL_FLAG(bool, pin, false, "Pin each thread to a core. For machines that run nothing else.");
 ABSL_FLAG(std::vector<std::string>, listen, std::vector<std::string>({"127.0.0.1:7072"}),
           "Where the GPU worker connects: host:port or unix:/path, several separated by commas.");
@@ -56,6 +55,8 @@ namespace {
 
 // Two cores are left to the GPU worker's driving thread and to the gateway.
 constexpr int kCoresLeftToOthers = 2;
+// Beside a GPU, which rings without waking anybody: longer than attention between two layers takes it.
+constexpr int kDeviceSpinMicroseconds = 5000;
 
 absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   WorkerOptions options;
@@ -89,6 +90,7 @@ absl::StatusOr<WorkerOptions> OptionsFromFlags() {
   options.exchange.transport = *transport;
   options.exchange.shm_directory = absl::GetFlag(FLAGS_shm_directory);
   options.exchange.spin_us = options.spin_us;
+  options.exchange.device_spin_us = spin_us >= 0 ? spin_us : kDeviceSpinMicroseconds;
   return options;
 }
 

@@ -85,7 +85,9 @@ absl::Status Worker::Load() {
                               return stop_loading_ ? absl::CancelledError("stopped") : absl::OkStatus();
                             }));
   progress.Finish();
-  executor_ = std::make_unique<NeuronExecutor>(store_.get(), model_->hyperparameters(), &pool_);
+  executor_ = std::make_unique<NeuronExecutor>(
+      store_.get(), model_->hyperparameters(), &pool_,
+      NeuronExecutor::Spin{options_.spin_us, options_.exchange.device_spin_us});
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   const double bandwidth =
       neuron::MeasureReadBandwidth(pool_, store_->data(), store_->bytes(), kBandwidthBudget);

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <climits>
@@ -84,7 +85,7 @@ void PinThisThread(int cpu) {
 // caller advances `generation` before it reads `parked`, all sequentially consistent, so one of the two sees
 // the other. The same pair with the roles exchanged is `caller_parked` and `pending`.
 struct ThreadPool::State {
-  Options options;
+  std::atomic<int> spin_us;
   std::vector<int> cpus;  // Empty unless members are pinned.
   std::vector<std::thread> members;
   std::thread::id pinned_caller;
@@ -109,7 +110,7 @@ struct ThreadPool::State {
 
 void ThreadPool::State::AwaitGeneration(uint32_t last) {
   const auto advanced = [&] { return generation.load(std::memory_order_acquire) != last; };
-  if (SpinFor(options.spin_us, advanced)) return;
+  if (SpinFor(spin_us.load(std::memory_order_relaxed), advanced)) return;
   parked.fetch_add(1);
   while (!advanced()) FutexWait(generation, last);
   parked.fetch_sub(1);
@@ -132,8 +133,7 @@ void ThreadPool::State::Publish() {
 
 void ThreadPool::State::AwaitMembers() {
   const auto finished = [&] { return pending.load(std::memory_order_acquire) == 0; };
-  const int spin_us = options.spin_us > kStragglerSpinUs ? options.spin_us : kStragglerSpinUs;
-  if (SpinFor(spin_us, finished)) return;
+  if (SpinFor(std::max(spin_us.load(std::memory_order_relaxed), kStragglerSpinUs), finished)) return;
   caller_parked.store(true);
   for (uint32_t left; (left = pending.load()) != 0;) FutexWait(pending, left);
   caller_parked.store(false);
@@ -146,7 +146,7 @@ void ThreadPool::State::PinCaller() {
 }
 
 ThreadPool::ThreadPool(const Options& options) : state_(std::make_unique<State>()) {
-  state_->options = options;
+  state_->spin_us = options.spin_us;
   if (options.pin) state_->cpus = AllowedCpus();
   for (int member = 1; member < options.threads; ++member) {
     state_->members.emplace_back(&State::MemberLoop, state_.get(), member);
@@ -163,6 +163,8 @@ int ThreadPool::SharedSpinMicroseconds() {
   constexpr int kFewCores = 4;
   return PhysicalCores() > kFewCores ? 50 : 0;
 }
+
+void ThreadPool::SetSpin(int spin_us) { state_->spin_us.store(spin_us, std::memory_order_relaxed); }
 
 int ThreadPool::threads() const { return static_cast<int>(state_->members.size()) + 1; }
 

@@ -33,6 +33,9 @@ class ThreadPool {
 
   int threads() const;
 
+  // Changes Options::spin_us from the next wait on.
+  void SetSpin(int spin_us);
+
   // Calls function(member) on every member, the caller included, and waits for all.
   template <typename Function>
   void Run(const Function& function) {

@@ -78,6 +78,8 @@ class Channel {
   virtual std::optional<SharedMemory> shared_memory() const = 0;
   // Every neuron's bundles, where the CPU worker shares them, else null; mapped while the channel lives.
   virtual const SharedBundles* bundles() const { return nullptr; }
+  // From now on a device rings for this side while a step is open; nothing where there is no shared memory.
+  virtual void RingFromDevice() {}
   // Sequence number of the last exchange, and what a device says of those it has made since: the last one's
   // number, the rows of each and the gate values of all. Only between exchanges.
   virtual uint32_t sequence() const = 0;
@@ -120,13 +122,18 @@ struct ServerAnswer {
   int64_t computed = 0;
   int64_t active = 0;
 };
+enum class StepState : uint32_t {
+  kClosed = 0,
+  kOpen = 1,
+  kOpenOnDevice = 2,  // a device rings, which wakes nobody: whoever sleeps is late for every layer
+};
 class Executor {
  public:
   virtual ~Executor() = default;
   // Fills y[rows, hidden]. A non-OK status ends the channel with it.
   virtual absl::StatusOr<ServerAnswer> Execute(const ServerRequest& request, float* y) = 0;
   // Called when a step opens and closes, so that the executor's threads may spin in between.
-  virtual void OnStep(bool open) {}
+  virtual void OnStep(StepState state) {}
 };
 
 // What a server accepts; read for every stream that opens, and again when a request names another placement
@@ -145,6 +152,8 @@ struct ServerOptions {
   Transport transport = Transport::kAuto;  // kSharedMemory and kInline refuse the other
   std::string shm_directory = "/dev/shm";
   int spin_us = 0;
+  // While a step is open on a device; at least spin_us.
+  int device_spin_us = 0;
   // Waits are bounded by this and recheck the stream.
   absl::Duration wait_slice = absl::Milliseconds(50);
   // What this gRPC server receives at most; an inline frame must fit.

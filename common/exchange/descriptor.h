@@ -29,7 +29,7 @@ enum DescriptorFlag : uint32_t {
 };
 inline constexpr uint32_t kRequestFlags = kFlagDense | kFlagGateValues;
 
-// Describes a request; the answer carries it again, with the last three fields filled in.
+// Describes a request; the answer carries it again, with the last three fields and the time filled in.
 struct Descriptor {
   uint64_t step;
   uint64_t
@@ -44,7 +44,8 @@ struct Descriptor {
   uint32_t sequence;  // the doorbells' value for this exchange; the first is 1
   uint32_t computed;  // answer: mask bits set, summed over rows
   uint32_t active;    // answer: of those, neurons that fired
-  uint32_t reserved;  // zero
+  // Answer: nanoseconds that the server spent computing, at most 2^32 - 1.
+  uint32_t compute_ns;
 };
 static_assert(sizeof(Descriptor) == kCacheLine && std::is_trivially_copyable_v<Descriptor>);
 static_assert(offsetof(Descriptor, generation) == 8 && offsetof(Descriptor, placement_epoch) == 16);
@@ -52,6 +53,7 @@ static_assert(offsetof(Descriptor, answered_at_ns) == 24 && offsetof(Descriptor,
 static_assert(offsetof(Descriptor, rows) == 36 && offsetof(Descriptor, flags) == 40);
 static_assert(offsetof(Descriptor, gate_value_count) == 44 && offsetof(Descriptor, sequence) == 48);
 static_assert(offsetof(Descriptor, computed) == 52 && offsetof(Descriptor, active) == 56);
+static_assert(offsetof(Descriptor, compute_ns) == 60);
 
 }  // namespace isotherm::exchange
 

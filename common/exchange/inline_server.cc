@@ -52,7 +52,7 @@ absl::Status ServeInline(ServerStream* stream, Session* session) {
       return absl::InvalidArgumentError("exchange request: expected a frame that starts with a descriptor");
     }
     if (descriptor->flags == kFlagStepOpens || descriptor->flags == kFlagStepCloses) {
-      session->SetStepOpen(descriptor->flags == kFlagStepOpens);
+      session->SetStep(descriptor->flags == kFlagStepOpens ? StepState::kOpen : StepState::kClosed);
       continue;
     }
     ISOTHERM_RETURN_IF_ERROR(

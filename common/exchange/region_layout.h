@@ -39,7 +39,7 @@ struct RegionHeader {
   // Accessed atomically, each on a cache line of its own.
   alignas(kCacheLine) uint32_t request_doorbell;  // client: sequence of the last request
   alignas(kCacheLine) uint32_t answer_doorbell;   // server: sequence of the last answer
-  alignas(kCacheLine) uint32_t step_open;         // client: 1 while a step is open
+  alignas(kCacheLine) uint32_t step_open;         // client: StepState
   alignas(kCacheLine) uint32_t failed;            // either: 1 for ever once the region is dead
   alignas(kCacheLine) uint32_t server_parked;     // futex words, see doorbell.h
   alignas(kCacheLine) uint32_t client_parked;

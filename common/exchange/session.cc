@@ -1,5 +1,8 @@
 #include "common/exchange/session.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "common/base/status_macros.h"
 #include "common/exchange/doorbell.h"
 #include "common/exchange/negotiate.h"
@@ -28,14 +31,19 @@ absl::StatusOr<Descriptor> Session::Execute(const Descriptor& descriptor, const 
   const auto layer = static_cast<size_t>(request.header.layer);
   const std::vector<uint64_t>& hot = policy_.hot.empty() ? kNothingHot : policy_.hot[layer];
   ISOTHERM_RETURN_IF_ERROR(CheckMasks(descriptor, geometry_, request.masks, hot));
+  const int64_t begin_ns = MonotonicNanoseconds();
   ISOTHERM_ASSIGN_OR_RETURN(const ServerAnswer answer, executor_->Execute(request, y));
-  return MakeAnswer(descriptor, answer, MonotonicNanoseconds());
+  const int64_t end_ns = MonotonicNanoseconds();
+  Descriptor echo = MakeAnswer(descriptor, answer, end_ns);
+  echo.compute_ns =
+      static_cast<uint32_t>(std::min<int64_t>(end_ns - begin_ns, std::numeric_limits<uint32_t>::max()));
+  return echo;
 }
 
-void Session::SetStepOpen(bool open) {
-  if (open == step_open_) return;
-  step_open_ = open;
-  executor_->OnStep(open);
+void Session::SetStep(StepState state) {
+  if (state == step_) return;
+  step_ = state;
+  executor_->OnStep(state);
 }
 
 }  // namespace isotherm::exchange

@@ -26,7 +26,7 @@ class Session {
         accepted_(std::move(accepted)),
         executor_(executor),
         policy_(std::move(policy)) {}
-  ~Session() { SetStepOpen(false); }
+  ~Session() { SetStep(StepState::kClosed); }
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
@@ -41,8 +41,8 @@ class Session {
   absl::StatusOr<Descriptor> Execute(const Descriptor& descriptor, const ServerRequest& request, float* y);
 
   // Tells the executor about a change.
-  void SetStepOpen(bool open);
-  bool step_open() const { return step_open_; }
+  void SetStep(StepState state);
+  StepState step() const { return step_; }
 
  private:
   // Takes over the placement announced since, if it has that epoch.
@@ -52,7 +52,7 @@ class Session {
   const PolicySource accepted_;
   Executor* const executor_;
   ServerPolicy policy_;
-  bool step_open_ = false;
+  StepState step_ = StepState::kClosed;
 };
 
 }  // namespace isotherm::exchange

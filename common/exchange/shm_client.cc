@@ -27,7 +27,8 @@ ShmClient::ShmClient(const ClientOptions& options, std::unique_ptr<Region> regio
 }
 
 void ShmClient::BeginStep(uint64_t) {
-  StoreWord(&region_->header()->step_open, 1);
+  const StepState state = device_rings_ ? StepState::kOpenOnDevice : StepState::kOpen;
+  StoreWord(&region_->header()->step_open, static_cast<uint32_t>(state));
   WakeParked(&region_->header()->server_parked);
 }
 

@@ -19,6 +19,7 @@ class ShmClient final : public ClientChannel {
 
   Transport transport() const override { return Transport::kSharedMemory; }
   void BeginStep(uint64_t step) override;
+  void RingFromDevice() override { device_rings_ = true; }
   void EndStep() override;
   std::optional<SharedMemory> shared_memory() const override {
     return SharedMemory{region_->header(), region_->bytes(), geometry_, generation_, timeout_};
@@ -35,6 +36,7 @@ class ShmClient final : public ClientChannel {
  private:
   std::unique_ptr<Region> region_;
   std::unique_ptr<SharedBundles> bundles_;  // null: not shared
+  bool device_rings_ = false;
 };
 
 }  // namespace isotherm::exchange

@@ -17,12 +17,19 @@ constexpr int64_t kOpenStepSliceNs = 1'000'000;
 // Between the name of the region and its mapping lies one round trip.
 constexpr absl::Duration kAttachTimeout = absl::Seconds(10);
 
+// What a client wrote: anything it should not have counts as open.
+StepState LoadStep(const RegionHeader* header) {
+  const auto state = static_cast<StepState>(LoadWord(&header->step_open));
+  return state == StepState::kClosed || state == StepState::kOpenOnDevice ? state : StepState::kOpen;
+}
+
 }  // namespace
 
 ShmServer::ShmServer(Region* region, Session* session, const ServerOptions& options)
     : region_(region),
       session_(session),
       spin_ns_(int64_t{options.spin_us} * 1000),
+      device_spin_ns_(std::max(spin_ns_, int64_t{options.device_spin_us} * 1000)),
       slice_ns_(
           absl::ToInt64Nanoseconds(std::clamp(options.wait_slice, absl::Milliseconds(1), absl::Seconds(1)))),
       masks_(static_cast<size_t>(region->geometry().max_rows * neuron::MaskWords(region->geometry().ffn))) {}
@@ -37,17 +44,20 @@ absl::Status ShmServer::Serve() {
 
 absl::Status ShmServer::AwaitRequest() {
   RegionHeader* header = region_->header();
-  int64_t spin_ns = spin_ns_;
+  const auto full_spin_ns = [&] {
+    return session_->step() == StepState::kOpenOnDevice ? device_spin_ns_ : spin_ns_;
+  };
+  int64_t spin_ns = full_spin_ns();
   while (true) {
-    const bool open = session_->step_open();
+    const StepState step = session_->step();
     const auto ready = [&] {
-      return LoadWord(&header->request_doorbell) != answered_ ||
-             (LoadWord(&header->step_open) != 0) != open || region_->failed();
+      return LoadWord(&header->request_doorbell) != answered_ || LoadStep(header) != step ||
+             region_->failed();
     };
-    const int64_t slice_ns = open ? std::min(slice_ns_, kOpenStepSliceNs) : slice_ns_;
+    const int64_t slice_ns = step == StepState::kClosed ? slice_ns_ : std::min(slice_ns_, kOpenStepSliceNs);
     SpinThenPark(&header->server_parked, spin_ns, slice_ns, ready);
     if (region_->failed()) return absl::OkStatus();
-    session_->SetStepOpen(LoadWord(&header->step_open) != 0);
+    session_->SetStep(LoadStep(header));
     const uint32_t rung = LoadWord(&header->request_doorbell);
     if (rung == answered_ + 1) return absl::OkStatus();
     if (rung != answered_) {
@@ -55,7 +65,7 @@ absl::Status ShmServer::AwaitRequest() {
           absl::StrCat("exchange request: the doorbell jumped from ", answered_, " to ", rung));
     }
     // A step that has just opened or closed is worth another spin; a slice that ran out is not.
-    spin_ns = session_->step_open() != open ? spin_ns_ : 0;
+    spin_ns = session_->step() != step ? full_spin_ns() : 0;
   }
 }
 

@@ -27,6 +27,7 @@ class ShmServer {
   Region* const region_;
   Session* const session_;
   const int64_t spin_ns_;
+  const int64_t device_spin_ns_;
   const int64_t slice_ns_;
   uint32_t answered_ = 0;        // sequence of the last answer
   std::vector<uint64_t> masks_;  // the request's, out of the peer's reach

@@ -21,10 +21,11 @@ NeuronExecutor::Metrics NeuronExecutor::MakeMetrics() {
 }
 
 NeuronExecutor::NeuronExecutor(const Store* store, const model::Hyperparameters& model,
-                               base::ThreadPool* pool)
+                               base::ThreadPool* pool, const Spin& spin)
     : store_(store),
       model_(model),
       pool_(pool),
+      spin_(spin),
       metrics_(MakeMetrics()),
       ffn_(pool, model.hidden, model.ffn, kMaxRows),
       firings_(model.layers, std::vector<uint64_t>(model.ffn)) {}
@@ -56,11 +57,13 @@ absl::StatusOr<exchange::ServerAnswer> NeuronExecutor::Execute(const exchange::S
   return exchange::ServerAnswer{statistics.computed, statistics.active};
 }
 
-void NeuronExecutor::OnStep(bool open) {
+void NeuronExecutor::OnStep(exchange::StepState state) {
+  const bool open = state != exchange::StepState::kClosed;
   {
     base::MutexLock lock(&mutex_);
     step_open_ = open;
   }
+  pool_->SetSpin(state == exchange::StepState::kOpenOnDevice ? spin_.device_us : spin_.usual_us);
   // Wakes the members, which then spin for the step's first exchange.
   if (open) pool_->Run([](int) {});
 }

@@ -26,11 +26,17 @@ inline constexpr int64_t kMaxRows = 4096;
 // at a time, the exchange's. The rest is thread-safe.
 class NeuronExecutor final : public exchange::Executor {
  public:
+  // How long the pool's members spin between two exchanges.
+  struct Spin {
+    int usual_us = 0;
+    int device_us = 0;  // while a step is open on a device
+  };
   // The store, the model and the pool outlive it; nobody else runs the pool.
-  NeuronExecutor(const Store* store, const model::Hyperparameters& model, base::ThreadPool* pool);
+  NeuronExecutor(const Store* store, const model::Hyperparameters& model, base::ThreadPool* pool,
+                 const Spin& spin);
 
   absl::StatusOr<exchange::ServerAnswer> Execute(const exchange::ServerRequest& request, float* y) override;
-  void OnStep(bool open) override;
+  void OnStep(exchange::StepState state) override;
 
   // How often each neuron was active, [layers][ffn], since the last call of ClearFirings. Both wait for the
   // exchange in progress.
@@ -54,6 +60,7 @@ class NeuronExecutor final : public exchange::Executor {
   const Store* const store_;
   const model::Hyperparameters model_;
   base::ThreadPool* const pool_;
+  const Spin spin_;
   const Metrics metrics_;
   neuron::FfnExecutor ffn_;
 

@@ -154,6 +154,16 @@ TEST_P(ContractTest, TellsTheExecutorAboutSteps) {
   }
 }
 
+// Whoever rings from a device wakes nobody, so the executor has to know. Only shared memory can be rung so.
+TEST_P(ContractTest, TellsTheExecutorThatADeviceRings) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  channel_->RingFromDevice();
+  channel_->BeginStep(1);
+  ASSERT_EQ(Exchange({.step = 1, .rows = 1}), absl::OkStatus());
+  EXPECT_EQ(executor_->steps_opened, 1);
+  EXPECT_EQ(executor_->steps_on_device, channel_->shared_memory().has_value() ? 1 : 0);
+}
+
 TEST_P(ContractTest, ClosesAStepThatTheClientLeavesOpen) {
   ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
   channel_->BeginStep(1);

@@ -36,12 +36,15 @@ class FakeExecutor final : public Executor {
 
   explicit FakeExecutor(const Geometry& geometry) : geometry_(geometry) {}
   absl::StatusOr<ServerAnswer> Execute(const ServerRequest& request, float* y) override;
-  void OnStep(bool open) override { (open ? steps_opened : steps_closed)++; }
+  void OnStep(StepState state) override {
+    (state == StepState::kClosed ? steps_closed : steps_opened)++;
+    steps_on_device += state == StepState::kOpenOnDevice;
+  }
 
   static ServerAnswer Answer(const Geometry& geometry, const ServerRequest& request, float* y);
 
   Hook hook;  // set before the server serves
-  std::atomic<int> steps_opened{0}, steps_closed{0};
+  std::atomic<int> steps_opened{0}, steps_closed{0}, steps_on_device{0};
 
  private:
   const Geometry geometry_;
