@@ -33,6 +33,9 @@ ABSL_FLAG(double, vram_budget, 0,
           "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
           "neurons. 0: "
           "all neurons are hot.");
+ABSL_FLAG(
+    bool, time_operators, false,
+    "Device cuda: time the operators of decode steps, one after another, and log the times at the end.");
 ABSL_FLAG(int, threads, 0, "Threads of device host, and for loading. 0: one a physical core.");
 ABSL_FLAG(int64_t, ctx, 0, "Most tokens of a sequence, prompt and completion. 0: the model's, at most 4096.");
 ABSL_FLAG(int64_t, kv_tokens, 0,
@@ -241,7 +244,9 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
 
 absl::StatusOr<std::unique_ptr<Device>> MakeDevice(int threads) {
   if (absl::GetFlag(FLAGS_device) == "cuda") {
-    return MakeCudaDevice({.loader_threads = threads, .stream_rows = absl::GetFlag(FLAGS_stream_rows)});
+    return MakeCudaDevice({.loader_threads = threads,
+                           .stream_rows = absl::GetFlag(FLAGS_stream_rows),
+                           .time_operators = absl::GetFlag(FLAGS_time_operators)});
   }
   return std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()});
 }
@@ -318,7 +323,7 @@ int main(int argc, char** argv) {
           {"Placement", {"profile", "profile_dir", "save_profile", "placement", "adapt", "adapt_interval"}},
           {"Device",
            {"device", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows", "stream_rows",
-            "spin_us", "inject_device_fault"}},
+            "spin_us", "inject_device_fault", "time_operators"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_timeout", "shm_directory"}},
           isotherm::rpc::ConnectionFlags(),

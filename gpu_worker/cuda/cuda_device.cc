@@ -13,6 +13,7 @@
 #include "common/kernels/sketch.h"
 #include "common/neuron/bandwidth.h"
 #include "gpu_worker/cuda/limits.h"
+#include "gpu_worker/cuda/memory_use.h"
 #include "gpu_worker/kernels/attention.h"
 
 namespace isotherm::gpu_worker {
@@ -22,6 +23,12 @@ constexpr int kLeastMajor = 8;  // compute capability
 
 // Graphs are kept for so many shapes; beyond, they are captured anew.
 constexpr size_t kMostGraphs = 128;
+
+// What a context takes where NVML does not tell.
+constexpr int64_t kUsualContextBytes = int64_t{512} << 20;
+// What comes after it, generously: kernels as they are first used, graphs, and allocations rounded up to the
+// driver's 2 MiB.
+constexpr int64_t kLaterBytes = int64_t{128} << 20;
 
 template <typename T>
 int64_t Bytes(int64_t count) {
@@ -57,25 +64,40 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(const CudaDeviceO
                                                       properties.name, " has ", properties.major, ".",
                                                       properties.minor, ". Use --device=host"));
   }
+  const std::optional<int64_t> used_before = cuda::UsedDeviceMemory(0);
   ISOTHERM_ASSIGN_OR_RETURN(cuda::Stream stream, cuda::MakeStream());
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Cublas> cublas, cuda::Cublas::Load(stream.get()));
+  const std::optional<int64_t> used_after = cuda::UsedDeviceMemory(0);
+  const int64_t context_bytes = used_before.has_value() && used_after.has_value()
+                                    ? std::max<int64_t>(*used_after - *used_before, 0)
+                                    : kUsualContextBytes;
   return std::unique_ptr<CudaDevice>(new CudaDevice(options, absl::StrCat("cuda (", properties.name, ")"),
-                                                    std::move(stream), std::move(cublas)));
+                                                    context_bytes, std::move(stream), std::move(cublas)));
 }
 
-CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, cuda::Stream stream,
-                       std::unique_ptr<cuda::Cublas> cublas)
+CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, int64_t context_bytes,
+                       cuda::Stream stream, std::unique_ptr<cuda::Cublas> cublas)
     : name_(std::move(name)),
+      context_bytes_(context_bytes),
       graphs_enabled_(options.graphs),
       stream_rows_(options.stream_rows),
       loader_pool_({.threads = options.loader_threads}),
       stream_(std::move(stream)),
-      cublas_(std::move(cublas)) {}
+      cublas_(std::move(cublas)),
+      timer_(options.time_operators ? std::make_unique<cuda::OperatorTimer>() : nullptr) {}
 
-CudaDevice::~CudaDevice() = default;
+CudaDevice::~CudaDevice() {
+  if (timer_ != nullptr) timer_->Log();
+}
 
 absl::StatusOr<Buffer> CudaDevice::Allocate(int64_t bytes, MemoryPurpose purpose) {
   if (bytes == 0) return Buffer();
+  if (purpose == MemoryPurpose::kEmbedding) {
+    ISOTHERM_ASSIGN_OR_RETURN(cuda::PinnedMemory pinned, cuda::AllocatePinned(bytes));
+    auto owner = std::make_shared<cuda::PinnedMemory>(std::move(pinned));
+    auto* const data = static_cast<uint8_t*>(owner->get());
+    return Buffer(data, bytes, std::move(owner));
+  }
   absl::StatusOr<cuda::DeviceMemory> memory = cuda::AllocateDevice(bytes);
   if (!memory.ok()) {
     return absl::Status(memory.status().code(),
@@ -101,6 +123,13 @@ absl::Status CudaDevice::Write(const Buffer& buffer, int64_t offset, int64_t byt
   if (offset < 0 || bytes < 0 || offset + bytes > buffer.bytes()) {
     return absl::InternalError(absl::StrCat("write of ", bytes, " bytes at ", offset, " into a buffer of ",
                                             buffer.bytes(), " bytes"));
+  }
+  cudaPointerAttributes attributes;
+  ISOTHERM_RETURN_IF_ERROR(
+      cuda::ToStatus(cudaPointerGetAttributes(&attributes, buffer.data()), "looking for a buffer"));
+  if (attributes.type == cudaMemoryTypeHost) {
+    fill(buffer.data() + offset);
+    return absl::OkStatus();
   }
   ISOTHERM_ASSIGN_OR_RETURN(uint8_t* const staging, Staging(bytes));
   fill(staging);
@@ -134,6 +163,10 @@ int64_t CudaDevice::WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) c
   return Bytes<float>(cuda::kSparseRows * ffn.ffn) + Bytes<float>(PartialFloats(ffn)) +
          Bytes<float>(max_rows * ffn.hidden) + SketchInputBytes(ffn, max_rows) + cuda::kArenaBytes +
          cuda::ColdStream::kStagingBytes + cuda::PassTables::Bytes(max_rows);
+}
+
+int64_t CudaDevice::OwnBytes(const FfnParameters& ffn, int64_t max_rows) const {
+  return context_bytes_ + kLaterBytes + WorkspaceBytes(ffn, max_rows);
 }
 
 absl::Status CudaDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) {
@@ -191,6 +224,7 @@ void CudaDevice::BeginPass(const PassInput& input) {
   failure_ = attached_;
   mode_ = Mode::kEager;
   exchange_pending_ = false;
+  timed_ = false;
   if (channel_ != nullptr && !streaming_) channel_->BeginStep(input.step);
   bool moved = false;
   Latch(tables_.Upload(input, stream(), moved));
@@ -222,6 +256,7 @@ absl::Status CudaDevice::EndPass() {
   const absl::Status idle = Wait("running a pass");
   Latch(idle);
   if (direct_ != nullptr && idle.ok()) Latch(direct_->Finish(rows_, statistics_));
+  if (timed_ && failure_.ok()) Latch(CollectTimes());
   if (channel_ != nullptr && !streaming_) channel_->EndStep();
   if (!failure_.ok()) return failure_;
   const auto* const hot = static_cast<const cuda::FfnCounters*>(host_counters_.get());
@@ -234,15 +269,27 @@ absl::Status CudaDevice::EndPass() {
   return absl::OkStatus();
 }
 
+absl::Status CudaDevice::CollectTimes() {
+  if (direct_ != nullptr) {
+    for (const absl::Duration overhead : direct_->Overheads()) {
+      timer_->Add("exchange overhead", absl::ToDoubleMicroseconds(overhead));
+    }
+  }
+  return timer_->Collect(graphs_[shape_].track);
+}
+
 absl::Status CudaDevice::Wait(const char* doing) {
   return cuda::ToStatus(cudaStreamSynchronize(stream()), doing);
 }
 
 absl::Status CudaDevice::Read(const float* source, int64_t count, float* out) {
+  ISOTHERM_ASSIGN_OR_RETURN(uint8_t* const staging, Staging(Bytes<float>(count)));
   ISOTHERM_RETURN_IF_ERROR(
-      cuda::ToStatus(cudaMemcpyAsync(out, source, Bytes<float>(count), cudaMemcpyDeviceToHost, stream()),
+      cuda::ToStatus(cudaMemcpyAsync(staging, source, Bytes<float>(count), cudaMemcpyDeviceToHost, stream()),
                      "reading results"));
-  return Wait("reading results");
+  ISOTHERM_RETURN_IF_ERROR(Wait("reading results"));
+  std::memcpy(out, staging, Bytes<float>(count));
+  return absl::OkStatus();
 }
 
 PassStatistics CudaDevice::TakeStatistics() {
@@ -276,8 +323,13 @@ void CudaDevice::BeginGraph(const Shape& shape) {
   if (graphs_.size() >= kMostGraphs) graphs_.clear();
   Latch(
       cuda::ToStatus(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal), "capturing a pass"));
-  if (failure_.ok()) mode_ = Mode::kCapture;
+  if (!failure_.ok()) return;
+  mode_ = Mode::kCapture;
+  track_ = {};
+  if (timer_ != nullptr) MarkTime("");
 }
+
+void CudaDevice::MarkTime(const char* operation) { Latch(timer_->Mark(operation, stream(), track_)); }
 
 absl::StatusOr<cuda::GraphExec> CudaDevice::FinishCapture() {
   mode_ = Mode::kEager;
@@ -305,10 +357,12 @@ void CudaDevice::LeaveGraph() {
 absl::Status CudaDevice::EndGraph() {
   if (mode_ == Mode::kEager) return absl::OkStatus();
   if (mode_ == Mode::kCapture) {
-    ISOTHERM_ASSIGN_OR_RETURN(graphs_[shape_], FinishCapture());
+    ISOTHERM_ASSIGN_OR_RETURN(cuda::GraphExec graph, FinishCapture());
+    graphs_[shape_] = {std::move(graph), std::move(track_)};
   }
   mode_ = Mode::kEager;
-  return cuda::ToStatus(cudaGraphLaunch(graphs_[shape_].get(), stream()), "launching a pass");
+  timed_ = timer_ != nullptr;
+  return cuda::ToStatus(cudaGraphLaunch(graphs_[shape_].graph.get(), stream()), "launching a pass");
 }
 
 }  // namespace isotherm::gpu_worker

@@ -12,6 +12,7 @@
 #include "gpu_worker/cuda/cublas.h"
 #include "gpu_worker/cuda/direct_exchange.h"
 #include "gpu_worker/cuda/make_cuda_device.h"
+#include "gpu_worker/cuda/operator_timer.h"
 #include "gpu_worker/cuda/pass_tables.h"
 #include "gpu_worker/cuda/runtime.h"
 #include "gpu_worker/device/device.h"
@@ -41,6 +42,8 @@ class CudaDevice final : public Device {
   void Break(DeviceFault fault) override;
   absl::StatusOr<int64_t> AvailableMemory() const override;
   int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const override;
+  int64_t OwnBytes(const FfnParameters& ffn, int64_t max_rows) const override;
+  bool embeds_from_host() const override { return true; }
   absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;
   void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) override;
 
@@ -52,10 +55,13 @@ class CudaDevice final : public Device {
   void Normalize(const Norm& norm, const float* x, int64_t rows, int64_t n, float* out) override;
   void MatMul(const kernels::WeightMatrix& weight, const float* bias, const float* x, int64_t rows,
               float* y) override;
+  void MatMuls(absl::Span<const Product> products, const float* x, int64_t rows) override;
   void RopeAndWriteKv(const kernels::RopeTable& rope, const kernels::PagedKv& kv, int64_t heads, float* q,
                       float* k, const float* v) override;
   void Attention(const kernels::PagedKv& kv, const float* q, int64_t heads, float scale, float* out) override;
   void Add(const float* x, const float* bias, float scale, int64_t rows, int64_t n, float* y) override;
+  void AddAndNormalize(const Term& term, const Norm& norm, int64_t rows, int64_t n, float* y,
+                       float* out) override;
   void Relu(float* x, int64_t count) override;
   void GatherOutputRows(const float* x, int64_t n, float* out) override;
   void LogProbabilities(const float* logits, int64_t vocabulary, absl::Span<const uint32_t> targets,
@@ -82,7 +88,7 @@ class CudaDevice final : public Device {
   };
   enum class Mode { kEager, kCapture, kReplay };
 
-  CudaDevice(const CudaDeviceOptions& options, std::string name, cuda::Stream stream,
+  CudaDevice(const CudaDeviceOptions& options, std::string name, int64_t context_bytes, cuda::Stream stream,
              std::unique_ptr<cuda::Cublas> cublas);
 
   cudaStream_t stream() const { return stream_.get(); }
@@ -102,8 +108,11 @@ class CudaDevice final : public Device {
   void Enqueue(const char* what, const Launch& launch) {
     if (mode_ == Mode::kReplay || !failure_.ok()) return;
     Latch(cuda::ToStatus(launch(), what));
+    if (timer_ != nullptr && mode_ == Mode::kCapture) MarkTime(what);
   }
   void AttachColdStream();
+  // While a pass is captured: the operation ends here.
+  void MarkTime(const char* operation);
   absl::Status Wait(const char* doing);
   int64_t ContextPieces() const;
 
@@ -113,13 +122,15 @@ class CudaDevice final : public Device {
   // Runs what was captured so far and goes on without a graph: for operators that need the host.
   void LeaveGraph();
   absl::Status EndGraph();
+  // Of the graph that has just run.
+  absl::Status CollectTimes();
 
   // y[b, r] = weight . x on tensor cores, tile by tile of the weights.
   absl::Status DenseProduct(const kernels::WeightMatrix& weight, const float* x, int64_t rows, float* y);
   // The same for as many rows as RowsAtOnce allows.
   absl::Status DenseProductOfRows(const kernels::WeightMatrix& weight, const float* x, int64_t rows,
                                   float* y);
-  absl::Status HotFfnSparse(const FfnCall& call, const HotLayer& hot, float* y);
+  void HotFfnSparse(const FfnCall& call, const HotLayer& hot, float* y);
   // Some of a layer's neurons, and where to count them.
   struct FfnPart {
     const neuron::BundleLayout& layout;
@@ -139,6 +150,7 @@ class CudaDevice final : public Device {
   absl::StatusOr<uint8_t*> Staging(int64_t bytes);
 
   const std::string name_;
+  const int64_t context_bytes_;  // context and cuBLAS
   const bool graphs_enabled_;
   const int64_t stream_rows_;
   base::ThreadPool loader_pool_;
@@ -163,8 +175,15 @@ class CudaDevice final : public Device {
   bool graphs_fit_ = true;
   absl::Status failure_;
   bool exchange_pending_ = false;
+  bool timed_ = false;  // the pass is a graph whose operators are timed
   PassStatistics statistics_;
-  std::map<Shape, cuda::GraphExec> graphs_;
+  struct CapturedPass {
+    cuda::GraphExec graph;
+    cuda::OperatorTimer::Track track;
+  };
+  std::map<Shape, CapturedPass> graphs_;
+  std::unique_ptr<cuda::OperatorTimer> timer_;  // null: operators are not timed
+  cuda::OperatorTimer::Track track_;            // of the pass being captured
 
   cuda::PassTables tables_;
   cuda::DeviceMemory values_;         // F32 [kSparseRows, ffn], of the sparse FFN

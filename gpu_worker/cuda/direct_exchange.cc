@@ -54,6 +54,7 @@ absl::StatusOr<std::unique_ptr<DirectExchange>> DirectExchange::Attach(exchange:
   if (!memory.has_value()) return nullptr;
   std::unique_ptr<DirectExchange> direct(new DirectExchange(channel, *memory, layers));
   ISOTHERM_RETURN_IF_ERROR(direct->Register());
+  channel.RingFromDevice();
   const int64_t words = memory->geometry.max_rows * neuron::MaskWords(memory->geometry.ffn);
   ISOTHERM_ASSIGN_OR_RETURN(direct->state_, AllocateDevice(direct->StateBytes()));
   ISOTHERM_ASSIGN_OR_RETURN(direct->host_state_, AllocatePinned(direct->StateBytes()));
@@ -106,6 +107,17 @@ absl::Status DirectExchange::EndPass(cudaStream_t stream) {
   return ToStatus(
       cudaMemcpyAsync(host_state_.get(), state_.get(), StateBytes(), cudaMemcpyDeviceToHost, stream),
       "reading the exchanges of a pass");
+}
+
+std::vector<absl::Duration> DirectExchange::Overheads() const {
+  const auto* const state = static_cast<const ExchangeState*>(host_state_.get());
+  const auto* const records = reinterpret_cast<const ExchangeRecord*>(state + 1);
+  std::vector<absl::Duration> overheads;
+  for (int64_t l = 0; l < layers_; ++l) {
+    if (records[l].answered == 0) continue;
+    overheads.push_back(absl::Nanoseconds(records[l].latency_ns) - absl::Nanoseconds(records[l].compute_ns));
+  }
+  return overheads;
 }
 
 absl::Status DirectExchange::Finish(int64_t rows, PassStatistics& statistics) {

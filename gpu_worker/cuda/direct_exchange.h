@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -33,6 +34,8 @@ class DirectExchange {
   // Adds to the statistics what a pass of `rows` rows did. The failure of an exchange, which is the end of
   // the channel.
   absl::Status Finish(int64_t rows, PassStatistics& statistics);
+  // Of the pass that finished last, for each exchange: from ring to answer, less the CPU worker's computing.
+  std::vector<absl::Duration> Overheads() const;
 
  private:
   DirectExchange(exchange::Channel& channel, const exchange::SharedMemory& memory, int64_t layers)

@@ -20,6 +20,8 @@ struct CudaDeviceOptions {
   // Passes of at least so many rows bring cold neurons over from a CPU worker that shares them instead of
   // having it compute them. 0: never.
   int64_t stream_rows = kDefaultStreamRows;
+  // Time the operators of decode passes and log the times when the device goes.
+  bool time_operators = false;
 };
 
 // Device `cuda` on the first visible GPU. FailedPrecondition, saying what is missing, in a build without

@@ -1,6 +1,7 @@
 #include "gpu_worker/kernels/mat_mul.h"
 
 #include <algorithm>
+#include <array>
 
 #include "common/base/status_macros.h"
 #include "gpu_worker/cuda/arena.h"
@@ -13,11 +14,27 @@ namespace isotherm::gpu_worker {
 void CudaDevice::MatMul(const kernels::WeightMatrix& weight, const float* bias, const float* x, int64_t rows,
                         float* y) {
   if (rows <= cuda::kSparseRows && weight.columns <= cuda::kMostStagedColumns) {
-    return Enqueue("matrix product", [&] { return cuda::MatMul(weight, bias, x, rows, y, stream()); });
+    const cuda::Product product{weight, bias, y};
+    return Enqueue("matrix product", [&] { return cuda::MatMul(&product, 1, x, rows, stream()); });
   }
   if (mode_ == Mode::kReplay || !failure_.ok()) return;
   Latch(DenseProduct(weight, x, rows, y));
   if (bias != nullptr) Enqueue("bias", [&] { return cuda::AddBias(bias, rows, weight.rows, y, stream()); });
+}
+
+void CudaDevice::MatMuls(absl::Span<const Product> products, const float* x, int64_t rows) {
+  std::array<cuda::Product, cuda::kMostProducts> together;
+  bool fit = products.size() <= together.size() && rows <= cuda::kSparseRows;
+  for (size_t i = 0; fit && i < products.size(); ++i) {
+    const auto& [weight, bias, y] = products[i];
+    fit = weight.type == products[0].weight.type && weight.columns == products[0].weight.columns &&
+          weight.columns <= cuda::kMostStagedColumns;
+    together[i] = {weight, bias, y};
+  }
+  if (!fit) return Device::MatMuls(products, x, rows);
+  Enqueue("matrix products", [&] {
+    return cuda::MatMul(together.data(), static_cast<int>(products.size()), x, rows, stream());
+  });
 }
 
 absl::Status CudaDevice::DenseProduct(const kernels::WeightMatrix& weight, const float* x, int64_t rows,

@@ -2,12 +2,22 @@
 #include "gpu_worker/kernels/row_ops.h"
 
 namespace isotherm::gpu_worker {
+namespace {
+
+cuda::RowNorm ToRowNorm(const Norm& norm) {
+  return {norm.kind == model::NormKind::kLayer, norm.weight, norm.bias, norm.epsilon};
+}
+
+}  // namespace
 
 void CudaDevice::Normalize(const Norm& norm, const float* x, int64_t rows, int64_t n, float* out) {
-  Enqueue("norm", [&] {
-    return norm.kind == model::NormKind::kLayer
-               ? cuda::LayerNorm(x, norm.weight, norm.bias, norm.epsilon, rows, n, out, stream())
-               : cuda::RmsNorm(x, norm.weight, norm.epsilon, rows, n, out, stream());
+  Enqueue("norm", [&] { return cuda::Normalize(ToRowNorm(norm), x, rows, n, out, stream()); });
+}
+
+void CudaDevice::AddAndNormalize(const Term& term, const Norm& norm, int64_t rows, int64_t n, float* y,
+                                 float* out) {
+  Enqueue("add and norm", [&] {
+    return cuda::AddAndNormalize(term.x, term.bias, term.scale, ToRowNorm(norm), rows, n, y, out, stream());
   });
 }
 

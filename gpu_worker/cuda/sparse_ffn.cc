@@ -16,37 +16,37 @@ namespace isotherm::gpu_worker {
 void CudaDevice::HotFfn(const FfnCall& call, const HotLayer& hot, float* y) {
   if (hot.count == 0) {
     return Enqueue("clearing the FFN output",
-                   [&] { return cudaMemsetAsync(y, 0, call.rows * ffn_.hidden * sizeof(float), stream()); });
+                   [&] { return cuda::Clear(y, call.rows * ffn_.hidden, stream()); });
   }
   if (mode_ == Mode::kReplay || !failure_.ok()) return;
   const bool sparse = call.rows <= cuda::kSparseRows && ffn_.hidden <= cuda::kMostStagedColumns;
-  Latch(sparse ? HotFfnSparse(call, hot, y)
-               : DenseFfn(call,
-                          {hot.layout, cuda::Neurons(hot, ffn_, LayerFirings(call.layer)),
-                           HotCounters(call.layer)},
-                          y));
+  if (sparse) return HotFfnSparse(call, hot, y);
+  Latch(DenseFfn(
+      call, {hot.layout, cuda::Neurons(hot, ffn_, LayerFirings(call.layer)), HotCounters(call.layer)}, y));
 }
 
-absl::Status CudaDevice::HotFfnSparse(const FfnCall& call, const HotLayer& hot, float* y) {
+void CudaDevice::HotFfnSparse(const FfnCall& call, const HotLayer& hot, float* y) {
   const cuda::HotNeurons neurons = cuda::Neurons(hot, ffn_, LayerFirings(call.layer));
   const cuda::FfnRows rows{call.x, call.masks, call.rows};
   const cuda::GateActivation activation = cuda::Activation(ffn_, hot.layout.gated);
   auto* const values = static_cast<float*>(values_.get());
   auto* const counters = HotCounters(call.layer);
-  const cudaError_t gates =
-      call.gate == nullptr
-          ? cuda::GateRows(neurons, cuda::GateRow(hot.layout), rows, activation, values, counters, stream())
-          : cuda::ActivateGates(neurons, {call.gate, ffn_.ffn, /*by_id=*/true}, rows, activation, values,
-                                counters, stream());
-  ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(gates, "gates"));
+  Enqueue("hot gates", [&] {
+    return call.gate == nullptr ? cuda::GateRows(neurons, cuda::GateRow(hot.layout), rows, activation, values,
+                                                 counters, stream())
+                                : cuda::ActivateGates(neurons, {call.gate, ffn_.ffn, /*by_id=*/true}, rows,
+                                                      activation, values, counters, stream());
+  });
   if (hot.layout.gated) {
-    ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cuda::MultiplyByUpRows(neurons, cuda::UpRow(hot.layout), rows,
-                                                                   activation, values, counters, stream()),
-                                            "up projection"));
+    Enqueue("hot up projection", [&] {
+      return cuda::MultiplyByUpRows(neurons, cuda::UpRow(hot.layout), rows, activation, values, counters,
+                                    stream());
+    });
   }
-  return cuda::ToStatus(cuda::DownRows(neurons, cuda::DownRow(hot.layout), call.rows, values,
-                                       static_cast<float*>(partials_.get()), y, stream()),
-                        "down projection");
+  Enqueue("hot down projection", [&] {
+    return cuda::DownRows(neurons, cuda::DownRow(hot.layout), call.rows, values,
+                          static_cast<float*>(partials_.get()), y, stream());
+  });
 }
 
 void CudaDevice::SendCold(const FfnCall& call, const HotLayer& hot) {

@@ -7,12 +7,26 @@ FfnParameters MakeFfnParameters(const model::Hyperparameters& hyperparameters) {
           hyperparameters.activation_threshold};
 }
 
+void Device::MatMuls(absl::Span<const Product> products, const float* x, int64_t rows) {
+  for (const Product& product : products) MatMul(product.weight, product.bias, x, rows, product.y);
+}
+
+void Device::AddAndNormalize(const Term& term, const Norm& norm, int64_t rows, int64_t n, float* y,
+                             float* out) {
+  Add(term.x, term.bias, term.scale, rows, n, y);
+  Normalize(norm, y, rows, n, out);
+}
+
 const char* MemoryPurposeName(MemoryPurpose purpose) {
   switch (purpose) {
+    case MemoryPurpose::kDevice:
+      return "device";
+    case MemoryPurpose::kEmbedding:
+      return "embedding";
     case MemoryPurpose::kAttention:
       return "attention";
     case MemoryPurpose::kHead:
-      return "embedding and head";
+      return "head";
     case MemoryPurpose::kKvCache:
       return "KV cache";
     case MemoryPurpose::kPredictor:

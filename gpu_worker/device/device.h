@@ -23,8 +23,17 @@
 // uploaded by BeginPass, failures latch until EndPass.
 namespace isotherm::gpu_worker {
 
-enum class MemoryPurpose { kAttention, kHead, kKvCache, kPredictor, kWorkspace, kHotNeurons };
-inline constexpr int kMemoryPurposes = 6;
+enum class MemoryPurpose {
+  kDevice,
+  kEmbedding,
+  kAttention,
+  kHead,
+  kKvCache,
+  kPredictor,
+  kWorkspace,
+  kHotNeurons
+};
+inline constexpr int kMemoryPurposes = 8;
 const char* MemoryPurposeName(MemoryPurpose purpose);
 
 // Ways in which a device fails.
@@ -77,6 +86,20 @@ struct Norm {
   float epsilon = 0;
   const float* weight = nullptr;
   const float* bias = nullptr;
+};
+
+// scale * (x [rows, n] + bias [n]), added to something of that shape; bias may be null.
+struct Term {
+  const float* x = nullptr;
+  const float* bias = nullptr;
+  float scale = 1;
+};
+
+// weight . x + bias [weight.rows], written to y [rows, weight.rows]; bias may be null.
+struct Product {
+  kernels::WeightMatrix weight;
+  const float* bias = nullptr;
+  float* y = nullptr;
 };
 
 // The hot neurons of one layer. Their number stays as loaded, which ones they are changes with SwapHot.
@@ -160,6 +183,12 @@ class Device {
   // Memory the device keeps for itself beside the buffers it hands out, for passes of at most `max_rows`
   // rows.
   virtual int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const = 0;
+  // What a budget of device memory has to pay for beside buffers: context, kernels, graphs and the workspace
+  // above.
+  virtual int64_t OwnBytes(const FfnParameters& ffn, int64_t max_rows) const { return 0; }
+  // Memory for MemoryPurpose::kEmbedding is the host's: a few rows of it are read in a pass, so that it is
+  // not worth a budget of device memory.
+  virtual bool embeds_from_host() const { return false; }
   // Sizes of the FFN workspace; once, before the first pass.
   virtual absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) = 0;
   // The CPU worker's channel for the passes to come; null when every neuron is hot.
@@ -181,6 +210,8 @@ class Device {
   // y[r, :] = weight . x[r, :] + bias [weight.rows]; bias may be null.
   virtual void MatMul(const kernels::WeightMatrix& weight, const float* bias, const float* x, int64_t rows,
                       float* y) = 0;
+  // Several products of the same x; one after another unless a device knows better.
+  virtual void MatMuls(absl::Span<const Product> products, const float* x, int64_t rows);
   // Rotates q [rows, heads, head_dim] and k [rows, kv_heads, head_dim] and stores k and v at the rows'
   // positions. A table without pairs rotates nothing.
   virtual void RopeAndWriteKv(const kernels::RopeTable& rope, const kernels::PagedKv& kv, int64_t heads,
@@ -190,6 +221,9 @@ class Device {
                          float* out) = 0;
   // y[r, :] += scale * (x[r, :] + bias [n]); bias may be null.
   virtual void Add(const float* x, const float* bias, float scale, int64_t rows, int64_t n, float* y) = 0;
+  // y += term, then out[r, :] = norm(y[r, :]); Add and Normalize unless a device knows better.
+  virtual void AddAndNormalize(const Term& term, const Norm& norm, int64_t rows, int64_t n, float* y,
+                               float* out);
   // x[i] = max(x[i], 0).
   virtual void Relu(float* x, int64_t count) = 0;
   // out[i, :] = x[output_rows[i], :].

@@ -16,6 +16,8 @@ constexpr int64_t kPieceBytes = int64_t{64} << 20;
 
 }  // namespace
 
+bool TiesEmbedding(const model::Model& model) { return model.output().info == model.token_embedding().info; }
+
 int64_t DeviceMatrixBytes(const model::TensorRef& tensor) {
   if (!tensor.present()) return 0;
   auto type = neuron::PackedWeightType(*tensor.info);

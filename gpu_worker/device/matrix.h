@@ -16,6 +16,9 @@ struct DeviceMatrix {
   kernels::WeightMatrix view;
 };
 
+// The head's matrix is that of the token embedding.
+bool TiesEmbedding(const model::Model& model);
+
 // 0 for an absent tensor.
 int64_t DeviceMatrixBytes(const model::TensorRef& tensor);
 

@@ -44,17 +44,18 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model
 
 absl::Status Decoder::LoadHead(const model::Model& model) {
   constexpr MemoryPurpose kPurpose = MemoryPurpose::kHead;
+  constexpr MemoryPurpose kEmbedding = MemoryPurpose::kEmbedding;
   model.file().PrefetchPages(*model.token_embedding().info);
   model.file().PrefetchPages(*model.output().info);
   PrefetchAttention(model, 0);
-  ISOTHERM_ASSIGN_OR_RETURN(embedding_, LoadMatrix(model, model.token_embedding(), kPurpose, device_));
-  if (model.output().info == model.token_embedding().info) {
-    output_ = embedding_;
+  ISOTHERM_ASSIGN_OR_RETURN(output_, LoadMatrix(model, model.output(), kPurpose, device_));
+  if (TiesEmbedding(model)) {
+    embedding_ = output_;
   } else {
-    ISOTHERM_ASSIGN_OR_RETURN(output_, LoadMatrix(model, model.output(), kPurpose, device_));
+    ISOTHERM_ASSIGN_OR_RETURN(embedding_, LoadMatrix(model, model.token_embedding(), kEmbedding, device_));
   }
   if (model.position_embedding().present()) {
-    ISOTHERM_ASSIGN_OR_RETURN(positions_, LoadMatrix(model, model.position_embedding(), kPurpose, device_));
+    ISOTHERM_ASSIGN_OR_RETURN(positions_, LoadMatrix(model, model.position_embedding(), kEmbedding, device_));
   }
   // The head is linear, so that its scale may go into the norm before it.
   ISOTHERM_ASSIGN_OR_RETURN(output_norm_,
@@ -203,22 +204,29 @@ void Decoder::Enqueue(const Pass& pass) {
   const int64_t rows = pass.input.rows();
   device_.Embed({embedding_.view, h_.embedding_scale, positions_.view, h_.position_offset},
                 residual_.as<float>());
+  if (!h_.parallel_attention) {
+    device_.Normalize(layers_[0].attention_norm.view, residual_.as<float>(), rows, h_.hidden,
+                      normed_.as<float>());
+  }
   for (int64_t l = 0; l < h_.layers; ++l) {
     h_.parallel_attention ? EnqueueParallelLayer(l, rows) : EnqueueSequentialLayer(l, rows);
   }
   if (!pass.input.output_rows.empty()) EnqueueHead(pass);
 }
 
+// From the normed input of this layer to that of the next.
 void Decoder::EnqueueSequentialLayer(int64_t index, int64_t rows) {
   const LayerWeights& layer = layers_[index];
   float* residual = residual_.as<float>();
-  device_.Normalize(layer.attention_norm.view, residual, rows, h_.hidden, normed_.as<float>());
   EnqueueAttention(layer, rows);
-  device_.Add(normed_.as<float>(), nullptr, h_.residual_scale, rows, h_.hidden, residual);
+  device_.AddAndNormalize({normed_.as<float>(), nullptr, h_.residual_scale}, layer.ffn_norm.view, rows,
+                          h_.hidden, residual, ffn_input_.as<float>());
 
-  device_.Normalize(layer.ffn_norm.view, residual, rows, h_.hidden, ffn_input_.as<float>());
   EnqueueHotFfn(EnqueueColdFfn(index, rows));
-  device_.Add(ffn_.as<float>(), layer.down_bias.as<float>(), h_.residual_scale, rows, h_.hidden, residual);
+  const Term ffn{ffn_.as<float>(), layer.down_bias.as<float>(), h_.residual_scale};
+  if (index + 1 == h_.layers) return device_.Add(ffn.x, ffn.bias, ffn.scale, rows, h_.hidden, residual);
+  device_.AddAndNormalize(ffn, layers_[index + 1].attention_norm.view, rows, h_.hidden, residual,
+                          normed_.as<float>());
 }
 
 // Both branches read the layer's input, so that the cold half is under way while attention is computed.
@@ -241,9 +249,11 @@ void Decoder::Project(const DeviceProjection& projection, const Buffer& x, int64
 // From normed_ to normed_.
 void Decoder::EnqueueAttention(const LayerWeights& layer, int64_t rows) {
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(h_.head_dim)));
-  Project(layer.q, normed_, rows, q_);
-  Project(layer.k, normed_, rows, k_);
-  Project(layer.v, normed_, rows, v_);
+  const auto product = [](const DeviceProjection& projection, const Buffer& y) {
+    return Product{projection.weight.view, projection.bias.as<float>(), y.as<float>()};
+  };
+  device_.MatMuls({product(layer.q, q_), product(layer.k, k_), product(layer.v, v_)}, normed_.as<float>(),
+                  rows);
   device_.RopeAndWriteKv(rope_, layer.kv_view, h_.heads, q_.as<float>(), k_.as<float>(), v_.as<float>());
   device_.Attention(layer.kv_view, q_.as<float>(), h_.heads, scale, attention_.as<float>());
   Project(layer.attention_output, attention_, rows, normed_);

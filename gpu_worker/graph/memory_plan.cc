@@ -35,10 +35,13 @@ int64_t AttentionBytes(const model::Model& model) {
   return bytes;
 }
 
+int64_t EmbeddingBytes(const model::Model& model) {
+  const int64_t positions = DeviceMatrixBytes(model.position_embedding());
+  return TiesEmbedding(model) ? positions : positions + DeviceMatrixBytes(model.token_embedding());
+}
+
 int64_t HeadBytes(const model::Model& model) {
-  int64_t bytes = DeviceMatrixBytes(model.token_embedding());
-  if (model.output().info != model.token_embedding().info) bytes += DeviceMatrixBytes(model.output());
-  return bytes + DeviceMatrixBytes(model.position_embedding()) + DeviceNormBytes(model.output_norm());
+  return DeviceMatrixBytes(model.output()) + DeviceNormBytes(model.output_norm());
 }
 
 absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model,
@@ -111,9 +114,12 @@ int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& opt
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const PlacementSource& source, double read_bandwidth) {
+                                      const PlacementSource& source, double read_bandwidth,
+                                      const DeviceMemoryTraits& device) {
   const model::Hyperparameters& h = model.hyperparameters();
   MemoryPlan plan;
+  At(plan, MemoryPurpose::kDevice) = device.own_bytes;
+  if (!device.embeds_from_host) At(plan, MemoryPurpose::kEmbedding) = EmbeddingBytes(model);
   At(plan, MemoryPurpose::kAttention) = AttentionBytes(model);
   At(plan, MemoryPurpose::kHead) = HeadBytes(model);
   At(plan, MemoryPurpose::kKvCache) = KvBytes(h, options);
@@ -126,13 +132,14 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOpt
   if (options.budget_bytes.has_value()) {
     if (dense > *options.budget_bytes) {
       return absl::ResourceExhaustedError(
-          absl::StrFormat("--vram-budget of %.3f GiB is too small for '%s': attention %.1f MiB, embedding "
-                          "and head %.1f MiB, KV cache of %d "
+          absl::StrFormat("--vram-budget of %.3f GiB is too small for '%s': the device's own %.1f MiB, "
+                          "attention %.1f MiB, embedding and head %.1f MiB, KV cache of %d "
                           "tokens %.1f MiB, predictor '%s' %.1f MiB and workspace %.1f MiB need %.3f GiB "
                           "before the first hot neuron. Raise "
                           "the budget, or lower --kv-tokens, --ctx or --max-prefill-rows",
                           *options.budget_bytes / kMiB / 1024, model.DisplayName(),
-                          At(plan, MemoryPurpose::kAttention) / kMiB, At(plan, MemoryPurpose::kHead) / kMiB,
+                          At(plan, MemoryPurpose::kDevice) / kMiB, At(plan, MemoryPurpose::kAttention) / kMiB,
+                          (At(plan, MemoryPurpose::kEmbedding) + At(plan, MemoryPurpose::kHead)) / kMiB,
                           options.kv_tokens, At(plan, MemoryPurpose::kKvCache) / kMiB,
                           PredictorKindName(options.predictor), At(plan, MemoryPurpose::kPredictor) / kMiB,
                           At(plan, MemoryPurpose::kWorkspace) / kMiB, LeastBudget(dense)));

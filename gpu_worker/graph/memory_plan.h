@@ -69,10 +69,17 @@ struct PlacementSource {
   std::optional<neuron::Placement> placement;  // to be taken as it is
 };
 
-// `read_bandwidth`: bytes a second of the device. ResourceExhausted, naming the least budget that would do,
-// when not even the dense parts or the hot neurons of source.placement fit.
+// What a device says of its memory.
+struct DeviceMemoryTraits {
+  int64_t own_bytes = 0;  // Device::OwnBytes
+  bool embeds_from_host = false;
+};
+
+// `read_bandwidth`: bytes a second of the device. ResourceExhausted, naming
+// the least budget that would do, when not even the dense parts or the hot neurons of source.placement fit.
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const PlacementSource& source, double read_bandwidth);
+                                      const PlacementSource& source, double read_bandwidth,
+                                      const DeviceMemoryTraits& device = {});
 
 }  // namespace isotherm::gpu_worker
 

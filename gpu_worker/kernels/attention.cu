@@ -1,6 +1,6 @@
 #include "gpu_worker/kernels/attention.h"
+#include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/kv_row.cuh"
-#include "gpu_worker/kernels/launch.h"
 
 namespace isotherm::gpu_worker::cuda {
 namespace {
@@ -141,9 +141,10 @@ int64_t SharedFloats(int64_t head_dim) {
 // whole context and writes `out`; else it has one piece and writes its softmax and values to `partials`.
 template <KvType kType, int kGroup>
 __global__ void __launch_bounds__(kThreads)
-    AttentionKernel(SequenceRows sequences, kernels::PagedKv kv, const float* __restrict__ q, int64_t heads,
-                    float scale, float* __restrict__ partials, float* __restrict__ out) {
+    AttentionKernel(SequenceRows sequences, kernels::PagedKv kv, const float* q, int64_t heads, float scale,
+                    float* partials, float* out) {
   extern __shared__ float shared[];
+  JoinChain();
   __shared__ Softmax parts[kGroup], state[kGroup];
   const int64_t row = blockIdx.x;
   const int64_t per_kv_head = heads / kv.kv_heads;
@@ -208,8 +209,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Merges a head's pieces in the order of the context, as the kernel above does within a block.
-__global__ void MergeSplits(const int32_t* __restrict__ positions, const float* __restrict__ partials,
-                            int64_t heads, int64_t head_dim, int64_t splits, float* __restrict__ out) {
+__global__ void MergeSplits(const int32_t* positions, const float* partials, int64_t heads, int64_t head_dim,
+                            int64_t splits, float* out) {
+  JoinChain();
   const int64_t head = static_cast<int64_t>(blockIdx.x) * heads + blockIdx.y;
   const int pieces = positions[blockIdx.x] / static_cast<int>(kSplitTokens) + 1;
   const float* partial = partials + head * splits * (head_dim + 2);
@@ -236,8 +238,7 @@ cudaError_t Launch(const SequenceRows& sequences, const kernels::PagedKv& kv, co
   const int64_t groups = kv.kv_heads * CeilDiv<int64_t>(heads / kv.kv_heads, kGroup);
   const dim3 grid(static_cast<unsigned>(sequences.rows), static_cast<unsigned>(groups),
                   static_cast<unsigned>(splits));
-  kernel<<<grid, kThreads, shared, stream>>>(sequences, kv, q, heads, scale, partials, out);
-  return cudaGetLastError();
+  return LaunchChained(kernel, grid, kThreads, shared, stream, sequences, kv, q, heads, scale, partials, out);
 }
 
 }  // namespace
@@ -259,8 +260,8 @@ cudaError_t Attention(const SequenceRows& sequences, const kernels::PagedKv& kv,
   });
   if (error != cudaSuccess || splits == 1) return error;
   const dim3 grid(static_cast<unsigned>(sequences.rows), static_cast<unsigned>(heads));
-  MergeSplits<<<grid, kThreads, 0, stream>>>(sequences.positions, partials, heads, kv.head_dim, splits, out);
-  return cudaGetLastError();
+  return LaunchChained(MergeSplits, grid, kThreads, 0, stream, sequences.positions, partials, heads,
+                       kv.head_dim, splits, out);
 }
 
 }  // namespace isotherm::gpu_worker::cuda

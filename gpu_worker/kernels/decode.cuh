@@ -33,8 +33,19 @@ __device__ inline float HalfBits(uint32_t bits) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
+// Small integers become floats as the low bits of 2^23's mantissa, from which 2^23 is then subtracted: exact,
+// and without a conversion, which devices make at a quarter of the speed of an addition.
+inline constexpr float kTwoTo23 = 8388608.0f;
+inline constexpr uint32_t kTwoTo23Bits = 0x4b000000;
+
 __device__ inline float SignedByte(uint32_t word, int index) {
-  return static_cast<float>(static_cast<int8_t>(word >> (8 * index)));
+  const uint32_t bits = __byte_perm(word ^ 0x80808080u, kTwoTo23Bits, 0x7440 | index);
+  return __uint_as_float(bits) - (kTwoTo23 + 128);
+}
+
+// The low nibble, less 8.
+__device__ inline float NibbleLess8(uint32_t word) {
+  return __uint_as_float((word & 15) | kTwoTo23Bits) - (kTwoTo23 + 8);
 }
 
 // Columns in one chunk of a type, and chunks that cover a row.
@@ -137,8 +148,8 @@ struct Decoder<WeightType::kQ4_0> {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const uint32_t pair = words[i / 4] >> (8 * (i % 4));
-      weights[i / 8][i % 8] = static_cast<float>(static_cast<int>(pair & 15) - 8) * scale;
-      weights[2 + i / 8][i % 8] = static_cast<float>(static_cast<int>(pair >> 4 & 15) - 8) * scale;
+      weights[i / 8][i % 8] = NibbleLess8(pair) * scale;
+      weights[2 + i / 8][i % 8] = NibbleLess8(pair >> 4) * scale;
     }
   }
 };

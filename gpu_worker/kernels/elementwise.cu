@@ -1,3 +1,4 @@
+#include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/elementwise.h"
 #include "gpu_worker/kernels/launch.h"
 
@@ -9,6 +10,7 @@ constexpr int kThreads = 256;
 // function(i) for every i < count.
 template <typename Function>
 __global__ void ForEach(int64_t count, Function function) {
+  JoinChain();
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
     function(i);
@@ -16,8 +18,7 @@ __global__ void ForEach(int64_t count, Function function) {
 
 template <typename Function>
 cudaError_t Launch(int64_t count, cudaStream_t stream, const Function& function) {
-  ForEach<<<Blocks(count, kThreads), kThreads, 0, stream>>>(count, function);
-  return cudaGetLastError();
+  return LaunchChained(ForEach<Function>, Blocks(count, kThreads), kThreads, 0, stream, count, function);
 }
 
 struct AddOne {
@@ -37,6 +38,11 @@ struct AddBiasOne {
   int64_t n;
   float* y;
   __device__ void operator()(int64_t i) const { y[i] += bias[i % n]; }
+};
+
+struct ClearOne {
+  float* y;
+  __device__ void operator()(int64_t i) const { y[i] = 0; }
 };
 
 struct ReluOne {
@@ -63,6 +69,8 @@ cudaError_t Add(const float* x, const float* bias, float scale, int64_t rows, in
 cudaError_t AddBias(const float* bias, int64_t rows, int64_t n, float* y, cudaStream_t stream) {
   return Launch(rows * n, stream, AddBiasOne{bias, n, y});
 }
+
+cudaError_t Clear(float* y, int64_t count, cudaStream_t stream) { return Launch(count, stream, ClearOne{y}); }
 
 cudaError_t Relu(float* x, int64_t count, cudaStream_t stream) { return Launch(count, stream, ReluOne{x}); }
 

@@ -12,6 +12,8 @@ cudaError_t Add(const float* x, const float* bias, float scale, int64_t rows, in
                 cudaStream_t stream);
 // y[r, :] += bias [n].
 cudaError_t AddBias(const float* bias, int64_t rows, int64_t n, float* y, cudaStream_t stream);
+// y[i] = 0. A kernel, as kernels are launched early behind kernels only (chain.cuh).
+cudaError_t Clear(float* y, int64_t count, cudaStream_t stream);
 // x = max(x, 0).
 cudaError_t Relu(float* x, int64_t count, cudaStream_t stream);
 // out[i, :] = x[rows[i], :], i < count.

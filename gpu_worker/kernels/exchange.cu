@@ -3,8 +3,8 @@
 
 #include "common/exchange/descriptor.h"
 #include "common/neuron/mask.h"
+#include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/exchange.h"
-#include "gpu_worker/kernels/launch.h"
 #include "gpu_worker/kernels/reduce.cuh"
 
 namespace isotherm::gpu_worker::cuda {
@@ -35,6 +35,7 @@ __device__ uint64_t ColdWord(const ExchangeCall& call, int64_t words, int64_t i)
 // Where each mask word's gate values begin, and how many there are in all; one block.
 __global__ void __launch_bounds__(kScanThreads) ScanColdBits(ExchangeCall call, ExchangeState* state) {
   __shared__ uint32_t warp_sums[kScanThreads / kWarp];
+  JoinChain();
   const int64_t words = neuron::MaskWords(call.ffn);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   uint32_t before = 0;
@@ -84,12 +85,13 @@ __device__ void Ring(const ExchangeRegion& region, const ExchangeCall& call, uin
   state->sequence = sequence;
   state->blocks_done = 0;
   state->rung_at_ns = NowNs();
-  __threadfence_system();
+  // Release: also of what the other blocks wrote, whose fences came before they were counted.
   SystemWord(*region.request_doorbell).store(sequence, ::cuda::memory_order_release);
 }
 
 __global__ void __launch_bounds__(kThreads)
     SendColdKernel(ExchangeRegion region, ExchangeCall call, ExchangeState* state) {
+  JoinChain();
   if (state->failure != ExchangeFailure::kNone) return;
   const uint32_t sequence = state->sequence + 1;
   uint8_t* const slot = Slot(region, sequence);
@@ -122,61 +124,106 @@ __device__ bool Echoes(const Descriptor& answer, const ExchangeRegion& region, c
 
 // By one thread. The bound keeps a dead peer from holding the stream for ever.
 __device__ ExchangeFailure Poll(const ExchangeRegion& region, uint32_t sequence, uint64_t deadline_ns) {
+  // A look at host memory takes over a microsecond, and an answer waits for the look after the one that
+  // missed it: what is rarely so is looked at rarely.
+  constexpr int kLooksPerCheck = 16;
   const SystemWord doorbell(*region.answer_doorbell);
   while (true) {
-    const uint32_t answered = doorbell.load(::cuda::memory_order_acquire);
-    if (answered == sequence) return ExchangeFailure::kNone;
-    if (answered != sequence - 1) return ExchangeFailure::kWrongAnswer;
+    for (int look = 0; look < kLooksPerCheck; ++look) {
+      const uint32_t answered = doorbell.load(::cuda::memory_order_acquire);
+      if (answered == sequence) return ExchangeFailure::kNone;
+      if (answered != sequence - 1) return ExchangeFailure::kWrongAnswer;
+    }
     if (*const_cast<const volatile uint32_t*>(region.failed) != 0) return ExchangeFailure::kRegionFailed;
     if (NowNs() > deadline_ns) return ExchangeFailure::kTimeout;
   }
 }
 
-__device__ void Await(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
-                      ExchangeRecord* record) {
+// By one thread: waits for the answer and takes the time.
+__device__ void Await(const ExchangeRegion& region, ExchangeState* state, ExchangeRecord* record) {
   const uint64_t begin_ns = NowNs();
-  ExchangeFailure failure = Poll(region, state->sequence, begin_ns + region.timeout_ns);
-  if (failure == ExchangeFailure::kNone) {
-    const uint64_t now_ns = NowNs();
-    // Read once: the peer could change it between a check and a use.
-    Descriptor answer;
-    const auto* const words =
-        reinterpret_cast<const volatile uint64_t*>(Slot(region, state->sequence) + region.answer);
-    for (size_t i = 0; i < sizeof(answer) / sizeof(uint64_t); ++i)
-      reinterpret_cast<uint64_t*>(&answer)[i] = words[i];
-    if (Echoes(answer, region, call, *state)) {
-      *record = {now_ns - state->rung_at_ns,
-                 now_ns - begin_ns,
-                 answer.computed,
-                 answer.active,
-                 answer.gate_value_count,
-                 1};
-    } else {
-      failure = ExchangeFailure::kWrongAnswer;
+  state->failure = Poll(region, state->sequence, begin_ns + region.timeout_ns);
+  const uint64_t now_ns = NowNs();
+  record->latency_ns = now_ns - state->rung_at_ns;
+  record->wait_ns = now_ns - begin_ns;
+}
+
+// By one thread: whether the answer is to this request, and what it says of itself.
+__device__ void CheckAnswer(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
+                            ExchangeRecord* record) {
+  // Read once: the peer could change it between a check and a use.
+  Descriptor answer;
+  const auto* const words =
+      reinterpret_cast<const volatile uint64_t*>(Slot(region, state->sequence) + region.answer);
+  for (size_t i = 0; i < sizeof(answer) / sizeof(uint64_t); ++i)
+    reinterpret_cast<uint64_t*>(&answer)[i] = words[i];
+  if (!Echoes(answer, region, call, *state)) {
+    state->failure = ExchangeFailure::kWrongAnswer;
+    return;
+  }
+  record->compute_ns = answer.compute_ns;
+  record->computed = answer.computed;
+  record->active = answer.active;
+  record->gate_values = answer.gate_value_count;
+  record->answered = 1;
+}
+
+// As many F32 values as hidden states allow to be moved together.
+template <typename Values>
+__device__ void AddTo(Values& sum, const Values& part);
+template <>
+__device__ void AddTo(float& sum, const float& part) {
+  sum += part;
+}
+template <>
+__device__ void AddTo(float4& sum, const float4& part) {
+  sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+}
+
+// y += the answer, which is on its way from host memory while its descriptor is checked: so many values a
+// thread together, which for eight rows of 4,096 makes two round trips.
+template <typename Values>
+__device__ void Merge(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
+                      ExchangeRecord* record, float* y) {
+  constexpr int kAhead = 4;
+  const auto* const answer = reinterpret_cast<const Values*>(Slot(region, state->sequence) + region.y);
+  auto* const sums = reinterpret_cast<Values*>(y);
+  const int64_t count = call.rows * call.hidden / static_cast<int64_t>(sizeof(Values) / sizeof(float));
+  for (int64_t first = 0; first < count; first += kAhead * kMergeThreads) {
+    Values parts[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int64_t i = first + a * kMergeThreads + threadIdx.x;
+      if (i < count) parts[a] = __ldcv(answer + i);
+    }
+    if (first == 0) {
+      if (threadIdx.x == 0) CheckAnswer(region, call, state, record);
+      __syncthreads();
+      if (*const_cast<volatile ExchangeFailure*>(&state->failure) != ExchangeFailure::kNone) return;
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int64_t i = first + a * kMergeThreads + threadIdx.x;
+      if (i < count) AddTo(sums[i], parts[a]);
     }
   }
-  state->failure = failure;
 }
 
 __global__ void __launch_bounds__(kMergeThreads)
     MergeColdKernel(ExchangeRegion region, ExchangeCall call, ExchangeState* state, ExchangeRecord* record,
                     float* y) {
+  JoinChain();
   if (state->failure != ExchangeFailure::kNone) return;
   __syncthreads();
-  if (threadIdx.x == 0) Await(region, call, state, record);
+  if (threadIdx.x == 0) Await(region, state, record);
   __syncthreads();
   if (*const_cast<volatile ExchangeFailure*>(&state->failure) != ExchangeFailure::kNone) return;
-  const auto* const answer = reinterpret_cast<const float*>(Slot(region, state->sequence) + region.y);
-  const int64_t count = call.rows * call.hidden;
+  __syncthreads();  // before the check may set it
   if (call.hidden % 4 == 0) {
-    for (int64_t i = threadIdx.x; i < count / 4; i += kMergeThreads) {
-      const float4 part = __ldcv(reinterpret_cast<const float4*>(answer) + i);
-      float4& sum = reinterpret_cast<float4*>(y)[i];
-      sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
-    }
-    return;
+    Merge<float4>(region, call, state, record, y);
+  } else {
+    Merge<float>(region, call, state, record, y);
   }
-  for (int64_t i = threadIdx.x; i < count; i += kMergeThreads) y[i] += __ldcv(answer + i);
 }
 
 }  // namespace
@@ -186,16 +233,18 @@ cudaError_t SendCold(const ExchangeRegion& region, const ExchangeCall& call, Exc
   // A block has 4 KiB of x for batch 1; more blocks would only meet at the last one.
   constexpr int64_t kBlockFloats = 1024;
   constexpr int64_t kMostBlocks = 64;
-  if (call.gate != nullptr) ScanColdBits<<<1, kScanThreads, 0, stream>>>(call, state);
+  if (call.gate != nullptr) {
+    const cudaError_t error = LaunchChained(ScanColdBits, 1, kScanThreads, 0, stream, call, state);
+    if (error != cudaSuccess) return error;
+  }
   const int64_t blocks = std::min(kMostBlocks, CeilDiv(call.rows * call.hidden, kBlockFloats));
-  SendColdKernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(region, call, state);
-  return cudaGetLastError();
+  return LaunchChained(SendColdKernel, static_cast<unsigned>(blocks), kThreads, 0, stream, region, call,
+                       state);
 }
 
 cudaError_t MergeCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
                       ExchangeRecord* record, float* y, cudaStream_t stream) {
-  MergeColdKernel<<<1, kMergeThreads, 0, stream>>>(region, call, state, record, y);
-  return cudaGetLastError();
+  return LaunchChained(MergeColdKernel, 1, kMergeThreads, 0, stream, region, call, state, record, y);
 }
 
 }  // namespace isotherm::gpu_worker::cuda

@@ -40,6 +40,7 @@ struct ExchangeState {
 struct ExchangeRecord {
   uint64_t latency_ns = 0;  // ring to answer
   uint64_t wait_ns = 0;     // of that, with nothing else to do
+  uint64_t compute_ns = 0;  // of the latency, what the CPU worker spent computing
   uint32_t computed = 0;
   uint32_t active = 0;
   uint32_t gate_values = 0;

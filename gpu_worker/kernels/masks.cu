@@ -2,8 +2,8 @@
 
 #include "common/kernels/sketch_layout.h"
 #include "common/neuron/mask.h"
+#include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/decode.cuh"
-#include "gpu_worker/kernels/launch.h"
 #include "gpu_worker/kernels/masks.h"
 #include "gpu_worker/kernels/reduce.cuh"
 
@@ -15,8 +15,9 @@ namespace sketch = kernels::sketch;
 constexpr int kThreads = 256;
 
 // A warp makes half a mask word. Null scores: every neuron.
-__global__ void MaskKernel(const float* __restrict__ scores, const float* __restrict__ bias, float threshold,
-                           bool strict, int64_t rows, int64_t ffn, uint32_t* masks) {
+__global__ void MaskKernel(const float* scores, const float* __restrict__ bias, float threshold, bool strict,
+                           int64_t rows, int64_t ffn, uint32_t* masks) {
+  JoinChain();
   const int64_t halves = 2 * neuron::MaskWords(ffn);
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / kWarp);
   const int64_t warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
@@ -36,14 +37,13 @@ __global__ void MaskKernel(const float* __restrict__ scores, const float* __rest
 cudaError_t LaunchMask(const float* scores, const float* bias, float threshold, bool strict, int64_t rows,
                        int64_t ffn, uint64_t* masks, cudaStream_t stream) {
   const unsigned blocks = Blocks(rows * 2 * neuron::MaskWords(ffn), kThreads / kWarp);
-  MaskKernel<<<blocks, kThreads, 0, stream>>>(scores, bias, threshold, strict, rows, ffn,
-                                              reinterpret_cast<uint32_t*>(masks));
-  return cudaGetLastError();
+  return LaunchChained(MaskKernel, blocks, kThreads, 0, stream, scores, bias, threshold, strict, rows, ffn,
+                       reinterpret_cast<uint32_t*>(masks));
 }
 
 // A warp quantises a block of 32 columns, one a lane, as common/kernels/sketch.cc does.
-__global__ void SketchInputKernel(const float* __restrict__ x, int64_t rows, int64_t columns,
-                                  uint8_t* inputs) {
+__global__ void SketchInputKernel(const float* x, int64_t rows, int64_t columns, uint8_t* inputs) {
+  JoinChain();
   const int64_t panels = sketch::Panels(columns);
   const int64_t blocks = panels * sketch::kLanes;
   const int64_t warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
@@ -69,9 +69,10 @@ __global__ void SketchInputKernel(const float* __restrict__ x, int64_t rows, int
 // Half a warp has a neuron, a lane one block of each panel: the order of sums that sketch_layout.h promises.
 template <int kBatch>
 __global__ void SketchScoresKernel(const uint8_t* __restrict__ sketches, int64_t sketch_bytes,
-                                   int64_t neurons, const uint8_t* __restrict__ inputs, int64_t batch,
-                                   int64_t panels, float* scores) {
+                                   int64_t neurons, const uint8_t* inputs, int64_t batch, int64_t panels,
+                                   float* scores) {
   extern __shared__ uint4 memory[];
+  JoinChain();
   const auto* staged = reinterpret_cast<const uint8_t*>(memory);
   const int64_t input_bytes = panels * sketch::kInputBytes;
   for (int64_t i = threadIdx.x; i < batch * input_bytes / 16; i += blockDim.x) {
@@ -133,9 +134,8 @@ cudaError_t LaunchSketchScores(const uint8_t* sketches, int64_t sketch_bytes, in
   if (error != cudaSuccess) return error;
   const unsigned blocks =
       std::min(Blocks(neurons, kThreads / sketch::kLanes), static_cast<unsigned>(8 * Multiprocessors()));
-  kernel<<<blocks, kThreads, shared, stream>>>(sketches, sketch_bytes, neurons, inputs, batch, panels,
-                                               scores);
-  return cudaGetLastError();
+  return LaunchChained(kernel, blocks, kThreads, shared, stream, sketches, sketch_bytes, neurons, inputs,
+                       batch, panels, scores);
 }
 
 }  // namespace
@@ -152,8 +152,7 @@ cudaError_t MaskFromScores(const float* scores, const float* bias, float thresho
 cudaError_t SketchInput(const float* x, int64_t rows, int64_t columns, uint8_t* inputs, cudaStream_t stream) {
   const int64_t warps = rows * sketch::Panels(columns) * sketch::kLanes;
   const auto blocks = static_cast<unsigned>(CeilDiv<int64_t>(warps, kThreads / kWarp));
-  SketchInputKernel<<<blocks, kThreads, 0, stream>>>(x, rows, columns, inputs);
-  return cudaGetLastError();
+  return LaunchChained(SketchInputKernel, blocks, kThreads, 0, stream, x, rows, columns, inputs);
 }
 
 cudaError_t SketchScores(const uint8_t* sketches, int64_t sketch_bytes, int64_t neurons,

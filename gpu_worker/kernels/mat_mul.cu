@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/mat_mul.h"
 #include "gpu_worker/kernels/staged_input.cuh"
 
@@ -8,31 +9,80 @@ namespace {
 
 constexpr int kThreads = 512;
 
+// Two rows of weights share what they read of x where that is the larger part of the traffic.
+template <int kBatch>
+inline constexpr int kSharedRows = kBatch >= 4 ? 2 : 1;
+
+// Matrices of one launch, one after another, and where their products go; y [batch, rows].
+struct Factors {
+  const uint8_t* weights[kMostProducts];
+  int64_t stride[kMostProducts];
+  int64_t rows[kMostProducts];
+  const float* bias[kMostProducts];
+  float* y[kMostProducts];
+  int count = 0;
+
+  // Groups of so many rows that no two matrices share.
+  __host__ __device__ int64_t Groups(int m, int size) const { return CeilDiv<int64_t>(rows[m], size); }
+  __host__ __device__ int64_t Groups(int size) const {
+    int64_t groups = 0;
+    for (int m = 0; m < count; ++m) groups += Groups(m, size);
+    return groups;
+  }
+  // The matrix that has the group; makes the group's number that within the matrix.
+  __device__ int Find(int size, int64_t& group) const {
+    int m = 0;
+    while (m < count - 1 && group >= Groups(m, size)) group -= Groups(m++, size);
+    return m;
+  }
+};
+
+// Has the second-level cache fetch the head of the warp's first row, a line a lane: weights depend on no
+// other kernel, so that memory is busy while the kernels before this one finish. With more than 17 MB in all
+// (264 blocks) lines would push each other out.
+__device__ void FetchFirstRow(const Factors& factors, int size, int64_t group, int64_t row_bytes) {
+  constexpr int64_t kLine = 128;
+  if (group >= factors.Groups(size)) return;
+  const int m = factors.Find(size, group);
+  const int64_t offset = threadIdx.x % kWarp * kLine;
+  if (offset >= row_bytes) return;
+  asm volatile(
+      "prefetch.global.L2 [%0];" ::"l"(factors.weights[m] + group * size * factors.stride[m] + offset));
+}
+
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
-    MatMulKernel(const uint8_t* __restrict__ weights, int64_t stride, int64_t outputs, int64_t columns,
-                 const float* __restrict__ bias, const float* __restrict__ x, int64_t batch,
-                 float* __restrict__ y) {
+    MatMulKernel(const __grid_constant__ Factors factors, int64_t columns, int64_t row_bytes, const float* x,
+                 int64_t batch) {
   extern __shared__ float4 memory[];
-  // Two rows of weights share what they read of x where that is the larger part of the traffic.
-  constexpr int kRows = kBatch >= 4 ? 2 : 1;
-  StagedInput<D, kBatch> input(memory, columns);
-  input.Fill(x, columns, batch);
+  constexpr int kRows = kSharedRows<kBatch>;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
   const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
   const int lane = threadIdx.x % kWarp;
-  for (int64_t first = warp * kRows; first < outputs; first += warps * kRows) {
+  LetNextStart();
+  FetchFirstRow(factors, kRows, warp, row_bytes);
+  AwaitPrevious();
+  StagedInput<D, kBatch> input(memory, columns);
+  input.Fill(x, columns, batch);
+  const int64_t groups = factors.Groups(kRows);
+  for (int64_t next = warp; next < groups; next += warps) {
+    int64_t group = next;
+    const int m = factors.Find(kRows, group);
+    const int64_t first = group * kRows, outputs = factors.rows[m];
     const uint8_t* rows[kRows];
     float sums[kRows][kBatch];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) rows[r] = first + r < outputs ? weights + (first + r) * stride : nullptr;
+    for (int r = 0; r < kRows; ++r) {
+      rows[r] = first + r < outputs ? factors.weights[m] + (first + r) * factors.stride[m] : nullptr;
+    }
     DotRows<D>(rows, columns, input, sums);
+    const float* const bias = factors.bias[m];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         if (lane == b && b < batch && first + r < outputs) {
-          y[b * outputs + first + r] = bias == nullptr ? sums[r][b] : sums[r][b] + bias[first + r];
+          factors.y[m][b * outputs + first + r] = bias == nullptr ? sums[r][b] : sums[r][b] + bias[first + r];
         }
       }
     }
@@ -60,6 +110,7 @@ __device__ void UnpackChunk(const uint8_t* row, int64_t columns, int64_t chunk, 
 template <typename D>
 __global__ void UnpackKernel(const uint8_t* __restrict__ weights, int64_t stride, int64_t columns,
                              EmbedRows rows, float* out) {
+  JoinChain();
   const int64_t chunks = Chunks<D>(columns);
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows.count * chunks;
@@ -70,27 +121,42 @@ __global__ void UnpackKernel(const uint8_t* __restrict__ weights, int64_t stride
   }
 }
 
+Factors Collect(const Product* products, int count, int64_t first) {
+  Factors factors;
+  for (; factors.count < count; ++factors.count) {
+    const Product& product = products[factors.count];
+    const int m = factors.count;
+    factors.weights[m] = product.weight.data;
+    factors.stride[m] = product.weight.stride_bytes;
+    factors.rows[m] = product.weight.rows;
+    factors.bias[m] = product.bias;
+    factors.y[m] = product.y + first * product.weight.rows;
+  }
+  return factors;
+}
+
 }  // namespace
 
-cudaError_t MatMul(const kernels::WeightMatrix& weight, const float* bias, const float* x, int64_t rows,
-                   float* y, cudaStream_t stream) {
+cudaError_t MatMul(const Product* products, int count, const float* x, int64_t rows, cudaStream_t stream) {
   // Two blocks of sixteen warps keep a multiprocessor's loads in flight, and x is staged only so often.
   constexpr int64_t kBlocksEach = 2;
+  if (count < 1 || count > kMostProducts) return cudaErrorInvalidValue;
+  const kernels::WeightMatrix& weight = products[0].weight;
+  const int64_t row_bytes = kernels::PackedRowBytes(weight.type, weight.columns);
   const int64_t most_blocks = kBlocksEach * Multiprocessors();
-  return ForEachBatch(weight.type, weight.columns, rows,
-                      [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
-                        const auto kernel = MatMulKernel<D, kBatch>;
-                        const int64_t shared = StagedInput<D, kBatch>::Bytes(weight.columns);
-                        const cudaError_t error = cudaFuncSetAttribute(
-                            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-                        if (error != cudaSuccess) return error;
-                        const int64_t rows_per_block = kThreads / kWarp * (kBatch >= 4 ? 2 : 1);
-                        const int64_t blocks = std::min(most_blocks, CeilDiv(weight.rows, rows_per_block));
-                        kernel<<<static_cast<unsigned>(blocks), kThreads, shared, stream>>>(
-                            weight.data, weight.stride_bytes, weight.rows, weight.columns, bias,
-                            x + first * weight.columns, batch, y + first * weight.rows);
-                        return cudaGetLastError();
-                      });
+  return ForEachBatch(
+      weight.type, weight.columns, rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
+        const auto kernel = MatMulKernel<D, kBatch>;
+        const int64_t shared = StagedInput<D, kBatch>::Bytes(weight.columns);
+        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                       static_cast<int>(shared));
+        if (error != cudaSuccess) return error;
+        const Factors factors = Collect(products, count, first);
+        const int64_t blocks =
+            std::min(most_blocks, CeilDiv<int64_t>(factors.Groups(kSharedRows<kBatch>), kThreads / kWarp));
+        return LaunchChained(kernel, static_cast<unsigned>(blocks), kThreads, shared, stream, factors,
+                             weight.columns, row_bytes, x + first * weight.columns, batch);
+      });
 }
 
 cudaError_t Unpack(const kernels::WeightMatrix& weight, int64_t first, int64_t count, float* out,
@@ -104,9 +170,8 @@ cudaError_t Embed(const kernels::WeightMatrix& weight, const EmbedRows& rows, fl
   return DispatchWeightType(weight.type, [&]<WeightType kType>() {
     using D = Decoder<kType>;
     const unsigned blocks = Blocks(rows.count * Chunks<D>(weight.columns), kUnpackThreads);
-    UnpackKernel<D>
-        <<<blocks, kUnpackThreads, 0, stream>>>(weight.data, weight.stride_bytes, weight.columns, rows, out);
-    return cudaGetLastError();
+    return LaunchChained(UnpackKernel<D>, blocks, kUnpackThreads, 0, stream, weight.data, weight.stride_bytes,
+                         weight.columns, rows, out);
   });
 }
 

@@ -12,11 +12,18 @@ namespace isotherm::gpu_worker::cuda {
 // Most columns of a matrix whose token rows MatMul stages in shared memory.
 inline constexpr int64_t kMostStagedColumns = 24 << 10;
 
-// y[b, r] = weight[r, :] . x[b, :] + bias[r] (null for none), b < rows, reading the weights once for every
-// eight rows (fewer where they are long). A row's result does not depend on the others. weight.columns is at
-// most kMostStagedColumns.
-cudaError_t MatMul(const kernels::WeightMatrix& weight, const float* bias, const float* x, int64_t rows,
-                   float* y, cudaStream_t stream);
+// y[b, r] = weight[r, :] . x[b, :] + bias[r] (null for none).
+struct Product {
+  kernels::WeightMatrix weight;
+  const float* bias = nullptr;
+  float* y = nullptr;
+};
+inline constexpr int kMostProducts = 3;
+
+// Products of x [rows, columns] with up to kMostProducts matrices of one type and width in one launch,
+// reading the weights once for every eight rows (fewer where they are long). A row's result does not depend
+// on the others. Columns are at most kMostStagedColumns.
+cudaError_t MatMul(const Product* products, int count, const float* x, int64_t rows, cudaStream_t stream);
 
 // out[i, :] = row first + i of the matrix as F32, i < count.
 cudaError_t Unpack(const kernels::WeightMatrix& weight, int64_t first, int64_t count, float* out,

@@ -1,5 +1,5 @@
+#include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/kv_row.cuh"
-#include "gpu_worker/kernels/launch.h"
 #include "gpu_worker/kernels/rope_and_write_kv.h"
 
 namespace isotherm::gpu_worker::cuda {
@@ -22,8 +22,9 @@ __device__ void Rotate(float* head, const kernels::RopeTable& rope, int64_t pair
 template <KvType kType>
 __global__ void __launch_bounds__(kThreads)
     RopeAndWriteKvKernel(SequenceRows sequences, kernels::PagedKv kv, kernels::RopeTable rope, int64_t heads,
-                         float* q, const float* __restrict__ k, const float* __restrict__ v) {
+                         float* q, const float* k, const float* v) {
   extern __shared__ float head[];
+  JoinChain();
   const int64_t row = blockIdx.x;
   const int64_t index = blockIdx.y;
   const bool is_query = index < heads;
@@ -56,8 +57,8 @@ cudaError_t RopeAndWriteKv(const SequenceRows& sequences, const kernels::PagedKv
   const dim3 grid(static_cast<unsigned>(sequences.rows), static_cast<unsigned>(heads + 2 * kv.kv_heads));
   const int64_t shared = kv.head_dim * static_cast<int64_t>(sizeof(float));
   return DispatchKvType(kv.type, [&]<KvType kType>() {
-    RopeAndWriteKvKernel<kType><<<grid, kThreads, shared, stream>>>(sequences, kv, rope, heads, q, k, v);
-    return cudaGetLastError();
+    return LaunchChained(RopeAndWriteKvKernel<kType>, grid, kThreads, shared, stream, sequences, kv, rope,
+                         heads, q, k, v);
   });
 }
 

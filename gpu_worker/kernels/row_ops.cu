@@ -1,4 +1,4 @@
-#include "gpu_worker/kernels/launch.h"
+#include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/reduce.cuh"
 #include "gpu_worker/kernels/row_ops.h"
 
@@ -8,11 +8,31 @@ namespace {
 // A token row has one block, so that all of it should be on its way at once.
 constexpr int kThreads = 1024;
 
+// A term added to the row before it is normalised: values += scale * (x + bias). Null x: none.
+struct RowTerm {
+  const float* x = nullptr;
+  const float* bias = nullptr;
+  float scale = 1;
+
+  // To the row's values that this thread reads afterwards.
+  __device__ void AddTo(float* values, int64_t row, int64_t n) const {
+    if (x == nullptr) return;
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
+      const float term = x[row * n + i];
+      values[i] = fmaf(scale, bias == nullptr ? term : term + bias[i], values[i]);
+    }
+  }
+};
+
 __global__ void __launch_bounds__(kThreads)
-    RmsNormKernel(const float* x, const float* __restrict__ weight, float epsilon, int64_t n, float* out) {
+    RmsNormKernel(RowTerm term, float* x, const float* __restrict__ weight, float epsilon, int64_t n,
+                  float* out) {
   __shared__ float scratch[kThreads / kWarp];
+  JoinChain();
   const int64_t row = blockIdx.x;
-  const float* values = x + row * n;
+  float* const values = x + row * n;
+  term.AddTo(values, row, n);
   float sum = 0;
 #pragma unroll 4
   for (int64_t i = threadIdx.x; i < n; i += kThreads) sum = fmaf(values[i], values[i], sum);
@@ -23,11 +43,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    LayerNormKernel(const float* x, const float* __restrict__ weight, const float* __restrict__ bias,
+    LayerNormKernel(RowTerm term, float* x, const float* __restrict__ weight, const float* __restrict__ bias,
                     float epsilon, int64_t n, float* out) {
   __shared__ float sums[kThreads / kWarp], squares[kThreads / kWarp];
+  JoinChain();
   const int64_t row = blockIdx.x;
-  const float* values = x + row * n;
+  float* const values = x + row * n;
+  term.AddTo(values, row, n);
   float sum = 0;
 #pragma unroll 4
   for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += values[i];
@@ -47,6 +69,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     LogProbabilitiesKernel(const float* __restrict__ logits, int64_t vocabulary,
                            const uint32_t* __restrict__ targets, float* out) {
+  JoinChain();
   __shared__ float maxima[kThreads / kWarp];
   __shared__ double sums[kThreads / kWarp];
   const int64_t row = blockIdx.x;
@@ -60,25 +83,32 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) out[row] = static_cast<float>(values[targets[row]] - (max + log(sum)));
 }
 
-}  // namespace
-
-cudaError_t RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n, float* out,
-                    cudaStream_t stream) {
-  RmsNormKernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(x, weight, epsilon, n, out);
-  return cudaGetLastError();
+cudaError_t LaunchNorm(const RowNorm& norm, const RowTerm& term, float* x, int64_t rows, int64_t n,
+                       float* out, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(rows));
+  return norm.subtract_mean ? LaunchChained(LayerNormKernel, grid, kThreads, 0, stream, term, x, norm.weight,
+                                            norm.bias, norm.epsilon, n, out)
+                            : LaunchChained(RmsNormKernel, grid, kThreads, 0, stream, term, x, norm.weight,
+                                            norm.epsilon, n, out);
 }
 
-cudaError_t LayerNorm(const float* x, const float* weight, const float* bias, float epsilon, int64_t rows,
-                      int64_t n, float* out, cudaStream_t stream) {
-  LayerNormKernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(x, weight, bias, epsilon, n, out);
-  return cudaGetLastError();
+}  // namespace
+
+cudaError_t Normalize(const RowNorm& norm, const float* x, int64_t rows, int64_t n, float* out,
+                      cudaStream_t stream) {
+  // Without a term nothing is written to x.
+  return LaunchNorm(norm, {}, const_cast<float*>(x), rows, n, out, stream);
+}
+
+cudaError_t AddAndNormalize(const float* x, const float* bias, float scale, const RowNorm& norm, int64_t rows,
+                            int64_t n, float* y, float* out, cudaStream_t stream) {
+  return LaunchNorm(norm, {x, bias, scale}, y, rows, n, out, stream);
 }
 
 cudaError_t LogProbabilities(const float* logits, int64_t vocabulary, const uint32_t* targets, int64_t rows,
                              float* out, cudaStream_t stream) {
-  LogProbabilitiesKernel<<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(logits, vocabulary, targets,
-                                                                               out);
-  return cudaGetLastError();
+  return LaunchChained(LogProbabilitiesKernel, dim3(static_cast<unsigned>(rows)), kThreads, 0, stream, logits,
+                       vocabulary, targets, out);
 }
 
 }  // namespace isotherm::gpu_worker::cuda

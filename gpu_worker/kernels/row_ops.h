@@ -8,13 +8,20 @@
 // Operators that reduce a row of F32 values, one block a row.
 namespace isotherm::gpu_worker::cuda {
 
-// out = x / sqrt(mean(x^2) + epsilon) * weight for rows of n values; may run in place.
-cudaError_t RmsNorm(const float* x, const float* weight, float epsilon, int64_t rows, int64_t n, float* out,
-                    cudaStream_t stream);
-
-// out = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias, bias null for none; may run in place.
-cudaError_t LayerNorm(const float* x, const float* weight, const float* bias, float epsilon, int64_t rows,
-                      int64_t n, float* out, cudaStream_t stream);
+// out = x / sqrt(mean(x^2) + epsilon) * weight, or with the mean subtracted
+// (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias, bias null for none.
+struct RowNorm {
+  bool subtract_mean = false;
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+  float epsilon = 0;
+};
+// Rows of n values; may run in place.
+cudaError_t Normalize(const RowNorm& norm, const float* x, int64_t rows, int64_t n, float* out,
+                      cudaStream_t stream);
+// y[r, :] += scale * (x[r, :] + bias [n]), bias null for none; then out[r, :] = norm(y[r, :]).
+cudaError_t AddAndNormalize(const float* x, const float* bias, float scale, const RowNorm& norm, int64_t rows,
+                            int64_t n, float* y, float* out, cudaStream_t stream);
 
 // out[i] = log softmax(logits[i, :])[targets[i]].
 cudaError_t LogProbabilities(const float* logits, int64_t vocabulary, const uint32_t* targets, int64_t rows,

@@ -2,6 +2,7 @@
 
 #include "common/neuron/mask.h"
 #include "gpu_worker/kernels/activation.cuh"
+#include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/sparse_ffn.h"
 #include "gpu_worker/kernels/staged_input.cuh"
 
@@ -50,8 +51,9 @@ struct BlockNeurons {
 
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
-    GateRowsKernel(HotNeurons neurons, BundleRow gate, FfnRows rows, GateActivation activation,
-                   float* __restrict__ values, FfnCounters* counters) {
+    GateRowsKernel(HotNeurons neurons, BundleRow gate, FfnRows rows, GateActivation activation, float* values,
+                   FfnCounters* counters) {
+  JoinChain();
   extern __shared__ float4 memory[];
   __shared__ BlockNeurons mine;
   StagedInput<D, kBatch> input(memory, neurons.hidden);
@@ -87,6 +89,7 @@ __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
 
 __global__ void ActivateGatesKernel(HotNeurons neurons, GateSource gates, FfnRows rows,
                                     GateActivation activation, float* values, FfnCounters* counters) {
+  JoinChain();
   const int64_t words = neuron::MaskWords(neurons.ffn);
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   const int64_t total = rows.rows * neurons.count;
@@ -114,7 +117,8 @@ __global__ void ActivateGatesKernel(HotNeurons neurons, GateSource gates, FfnRow
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
     MultiplyByUpKernel(HotNeurons neurons, BundleRow up, FfnRows rows, GateActivation activation,
-                       float* __restrict__ values, FfnCounters* counters) {
+                       float* values, FfnCounters* counters) {
+  JoinChain();
   extern __shared__ float4 memory[];
   __shared__ BlockNeurons mine;
   StagedInput<D, kBatch> input(memory, neurons.hidden);
@@ -194,8 +198,8 @@ struct ActiveNeurons {
 // Grid: partitions, pieces of kDownThreads chunks of columns. partials [partitions, batch, hidden].
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kDownThreads)
-    DownKernel(HotNeurons neurons, int64_t offset, const float* __restrict__ values, int64_t batch,
-               float* __restrict__ partials) {
+    DownKernel(HotNeurons neurons, int64_t offset, const float* values, int64_t batch, float* partials) {
+  JoinChain();
   constexpr int kAhead = 4;
   __shared__ ActiveNeurons<kBatch> active;
   const int64_t partition = blockIdx.x;
@@ -243,7 +247,8 @@ __global__ void __launch_bounds__(kDownThreads)
 }
 
 // y[i] = sum of partials[p, i] in the order of p.
-__global__ void SumPartials(const float* __restrict__ partials, int64_t partitions, int64_t cells, float* y) {
+__global__ void SumPartials(const float* partials, int64_t partitions, int64_t cells, float* y) {
+  JoinChain();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= cells) return;
   float sum = 0;
@@ -265,10 +270,12 @@ cudaError_t LaunchDown(const HotNeurons& neurons, const BundleRow& down, int64_t
   const int64_t partitions = Partitions(neurons.count);
   const dim3 grid(static_cast<unsigned>(partitions),
                   static_cast<unsigned>(CeilDiv<int64_t>(Chunks<D>(neurons.hidden), kDownThreads)));
-  DownKernel<D, kBatch><<<grid, kDownThreads, 0, stream>>>(neurons, down.offset, values, batch, partials);
+  const cudaError_t error = LaunchChained(DownKernel<D, kBatch>, grid, kDownThreads, 0, stream, neurons,
+                                          down.offset, values, batch, partials);
+  if (error != cudaSuccess) return error;
   const int64_t cells = batch * neurons.hidden;
-  SumPartials<<<Blocks(cells, kSumThreads), kSumThreads, 0, stream>>>(partials, partitions, cells, y);
-  return cudaGetLastError();
+  return LaunchChained(SumPartials, Blocks(cells, kSumThreads), kSumThreads, 0, stream, partials, partitions,
+                       cells, y);
 }
 
 // Token rows [first, first + batch) of `rows`.
@@ -298,34 +305,31 @@ cudaError_t GateRows(const HotNeurons& neurons, const BundleRow& gate, const Ffn
                         const int64_t shared = StagedInput<D, kBatch>::Bytes(neurons.hidden);
                         const cudaError_t error = AllowShared(GateRowsKernel<D, kBatch>, shared);
                         if (error != cudaSuccess) return error;
-                        GateRowsKernel<D, kBatch><<<RowBlocks(neurons.count), kThreads, shared, stream>>>(
-                            neurons, gate, Part(rows, neurons, first, batch), activation,
-                            values + first * neurons.count, counters);
-                        return cudaGetLastError();
+                        return LaunchChained(GateRowsKernel<D, kBatch>, RowBlocks(neurons.count), kThreads,
+                                             shared, stream, neurons, gate, Part(rows, neurons, first, batch),
+                                             activation, values + first * neurons.count, counters);
                       });
 }
 
 cudaError_t ActivateGates(const HotNeurons& neurons, const GateSource& gates, const FfnRows& rows,
                           const GateActivation& activation, float* values, FfnCounters* counters,
                           cudaStream_t stream) {
-  ActivateGatesKernel<<<Blocks(rows.rows * neurons.count, kThreads), kThreads, 0, stream>>>(
-      neurons, gates, rows, activation, values, counters);
-  return cudaGetLastError();
+  return LaunchChained(ActivateGatesKernel, Blocks(rows.rows * neurons.count, kThreads), kThreads, 0, stream,
+                       neurons, gates, rows, activation, values, counters);
 }
 
 cudaError_t MultiplyByUpRows(const HotNeurons& neurons, const BundleRow& up, const FfnRows& rows,
                              const GateActivation& activation, float* values, FfnCounters* counters,
                              cudaStream_t stream) {
-  return ForEachBatch(up.type, neurons.hidden, rows.rows,
-                      [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
-                        const int64_t shared = StagedInput<D, kBatch>::Bytes(neurons.hidden);
-                        const cudaError_t error = AllowShared(MultiplyByUpKernel<D, kBatch>, shared);
-                        if (error != cudaSuccess) return error;
-                        MultiplyByUpKernel<D, kBatch><<<RowBlocks(neurons.count), kThreads, shared, stream>>>(
-                            neurons, up, Part(rows, neurons, first, batch), activation,
-                            values + first * neurons.count, counters);
-                        return cudaGetLastError();
-                      });
+  return ForEachBatch(
+      up.type, neurons.hidden, rows.rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
+        const int64_t shared = StagedInput<D, kBatch>::Bytes(neurons.hidden);
+        const cudaError_t error = AllowShared(MultiplyByUpKernel<D, kBatch>, shared);
+        if (error != cudaSuccess) return error;
+        return LaunchChained(MultiplyByUpKernel<D, kBatch>, RowBlocks(neurons.count), kThreads, shared,
+                             stream, neurons, up, Part(rows, neurons, first, batch), activation,
+                             values + first * neurons.count, counters);
+      });
 }
 
 int64_t DownPartialFloats(int64_t neurons, int64_t hidden, int64_t rows) {

@@ -58,7 +58,8 @@ class StagedInput {
 template <typename D, int kRows, int kBatch>
 __device__ inline void DotRows(const uint8_t* const (&rows)[kRows], int64_t columns,
                                const StagedInput<D, kBatch>& input, float (&sums)[kRows][kBatch]) {
-  constexpr int kAhead = 4;  // chunks of each row on their way at once
+  // Chunks of each row on their way at once: 128 bytes a lane where registers allow.
+  constexpr int kAhead = sizeof(typename D::Raw) * kRows <= 16 ? 8 : 4;
   const int64_t chunks = Chunks<D>(columns);
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {

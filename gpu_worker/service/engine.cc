@@ -67,7 +67,7 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
 constexpr char kNeedLess[] =
     "Give it a smaller --vram-budget, --kv-tokens or --ctx, or a machine with more memory";
 
-// `scratch`: what the device keeps beside the planned buffers.
+// `scratch`: what the device keeps beside the planned bytes.
 absl::Status CheckMemory(const MemoryPlan& plan, const Device& device, int64_t scratch,
                          const model::Model& model) {
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t available, device.AvailableMemory());
@@ -145,10 +145,14 @@ absl::Status Engine::LoadModel(EngineOptions options) {
     ISOTHERM_ASSIGN_OR_RETURN(source.placement,
                               neuron::ReadGpuIndex(options.placement_path, h.layers, h.ffn));
   }
+  const FfnParameters ffn = MakeFfnParameters(h);
+  const int64_t own = device_->OwnBytes(ffn, runner_options_.max_rows());
   ISOTHERM_ASSIGN_OR_RETURN(plan_,
-                            PlanMemory(*model_, runner_options_, source, device_->MeasureReadBandwidth()));
+                            PlanMemory(*model_, runner_options_, source, device_->MeasureReadBandwidth(),
+                                       {own, device_->embeds_from_host()}));
   spdlog::info("{}", plan_.ToString(*model_));
-  const int64_t scratch = device_->WorkspaceBytes(MakeFfnParameters(h), runner_options_.max_rows());
+  // Part of what is the device's own is taken already.
+  const int64_t scratch = device_->WorkspaceBytes(ffn, runner_options_.max_rows()) - own;
   ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *device_, scratch, *model_));
 
   base::MutexLock lock(&mutex_);

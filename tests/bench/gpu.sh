@@ -55,7 +55,7 @@ bench() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]...
   local run=("$root/tests/bench/gpu_bench.py" --bin "$1/bin" --json "$2/result.json") model setting
   echo "| model | VRAM budget | predictor | sequences | decode tokens/s (min-max) |"
   echo "| --- | --- | --- | --- | --- |"
-  for setting in "0 all" "0.025 gate"; do
+  for setting in "0 all" "+0.01 gate"; do
     "${run[@]}" --model "$root/models/tales/tales-q8_0.gguf" --tokens 200 --compare --vram-budget "${setting% *}" \
       --predictor "${setting#* }"
   done
@@ -63,7 +63,7 @@ bench() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]...
   for model in "$@"; do
     setting=${model#*=}
     "${run[@]}" --model "${model%%=*}" --vram-budget "${setting%%:*}" \
-      --predictor "$([[ $setting == *:* ]] && echo "${setting#*:}" || echo auto)"
+      --predictor "$([[ $setting == *:* ]] && echo "${setting#*:}" || echo auto)" --time-operators
   done
 }
 

@@ -18,26 +18,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-# The GPU rings without waking anybody, so the CPU worker's threads stay awake for as long as a layer may take.
-SPIN_US = 5000
-
-
 class Servers:
     """gateway, gpu_worker and cpu_worker; their logs are kept in `folder`."""
 
-    def __init__(self, options: argparse.Namespace, device: str, folder: Path):
+    def __init__(self, options: argparse.Namespace, device: str, folder: Path, flags: tuple[str, ...] = ()):
         self.folder = folder
         self.gateway = f"unix:{folder}/gateway.sock"
         self.processes = []
         gpu = [f"--device={device}", f"--kv-tokens={options.context * options.sequences}", f"--ctx={options.context}",
-               f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}", "--nosave-profile"]
+               f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}", f"--kv-type={options.kv_type}",
+               "--nosave-profile"]
         if options.stream_rows is not None:
             gpu.append(f"--stream-rows={options.stream_rows}")
-        if options.vram_budget:
-            gpu += [f"--vram-budget={options.vram_budget}", f"--cpu-worker=unix:{folder}/cpu.sock"]
-            self._start(options, "cpu_worker", f"--listen=unix:{folder}/cpu.sock", f"--spin-us={SPIN_US}",
-                        f"--threads={options.threads}")
-        self._start(options, "gpu_worker", f"--listen=unix:{folder}/gpu.sock", *gpu)
+        if budget := budget_of(options, device):
+            gpu += [f"--vram-budget={budget}", f"--cpu-worker=unix:{folder}/cpu.sock"]
+            self._start(options, "cpu_worker", f"--listen=unix:{folder}/cpu.sock", f"--threads={options.threads}")
+        self._start(options, "gpu_worker", f"--listen=unix:{folder}/gpu.sock", *gpu, *flags)
         self._start(options, "gateway", f"--listen={self.gateway}", f"--worker=unix:{folder}/gpu.sock")
 
     def _start(self, options: argparse.Namespace, name: str, *flags: str) -> None:
@@ -56,6 +52,45 @@ class Servers:
             process.terminate()
         for process in self.processes:
             process.wait()
+
+
+def budget_of(options: argparse.Namespace, device: str) -> float:
+    """GiB; `+0.01` is so much more than the least that device cuda says it needs."""
+    if not options.vram_budget.startswith("+"):
+        return float(options.vram_budget)
+    refused = subprocess.run(
+        [options.bin / "gpu_worker", f"--model={options.model}", f"--device={device}", "--vram-budget=0.001",
+         "--listen=127.0.0.1:0", "--metrics-listen=", f"--kv-tokens={options.context * options.sequences}",
+         f"--ctx={options.context}", f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}"],
+        capture_output=True, text=True, check=False)
+    least = re.search(r"need ([0-9.]+) GiB", refused.stdout + refused.stderr)
+    if least is None:
+        raise SystemExit(f"gpu_worker does not name its least budget:\n{refused.stderr}")
+    return float(least.group(1)) + float(options.vram_budget)
+
+
+class DeviceMemory:
+    """MiB that the device says are in use: before anything starts, and the most of what follows."""
+
+    QUERY = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+
+    def __init__(self, folder: Path):
+        self.before = int(subprocess.run(self.QUERY, capture_output=True, text=True, check=True).stdout)
+        self.file = folder / "memory.log"
+        with self.file.open("w") as log:
+            self.process = subprocess.Popen([*self.QUERY, "--loop-ms=100"], stdout=log)
+
+    def peak(self) -> int:
+        self.process.terminate()
+        self.process.wait()
+        return max(int(line) for line in self.file.read_text().splitlines()) - self.before
+
+
+def operator_times(log: str) -> dict[str, dict]:
+    """Microseconds by operator, of what gpu_worker logs at its end."""
+    found = re.findall(r"operator time: (.*): (\d+) times, median ([0-9.]+) us, sum ([0-9.]+) us", log)
+    return {name: {"times": int(times), "median_us": float(median), "sum_us": float(total)}
+            for name, times, median, total in found}
 
 
 def generate(options: argparse.Namespace, servers: Servers, stream: int = 0) -> subprocess.Popen:
@@ -113,8 +148,18 @@ def tokens_per_second(statistics_text: str, phase: str) -> float:
     return float(re.search(rf"{phase} .* ([0-9.]+) tokens/s", statistics_text).group(1))
 
 
+def time_operators(options: argparse.Namespace) -> dict[str, dict]:
+    with tempfile.TemporaryDirectory(prefix="isotherm-bench.") as folder:
+        with Servers(options, "cuda", Path(folder), ("--time_operators",)) as servers:
+            streams = [generate(options, servers, stream) for stream in range(options.sequences)]
+            for stream in streams:
+                finish(servers, stream)
+        return operator_times(servers.log("gpu_worker"))
+
+
 def measure(options: argparse.Namespace, device: str) -> dict:
     with tempfile.TemporaryDirectory(prefix="isotherm-bench.") as folder:
+        memory = DeviceMemory(Path(folder)) if device == "cuda" else None
         with Servers(options, device, Path(folder)) as servers:
             text, _ = finish(servers, generate(options, servers))  # loads, warms up, captures
             runs = []
@@ -127,14 +172,15 @@ def measure(options: argparse.Namespace, device: str) -> dict:
             return {"device": device, "text": text, "decode_tokens_per_second": statistics.median(runs),
                     "spread": [min(runs), max(runs)], "statistics": finished[-1].splitlines(),
                     "prefill_tokens_per_second": prefills,
-                    "plan": plan.group(1) if plan else ""}
+                    "plan": plan.group(1) if plan else "", "vram_mib": memory.peak() if memory else 0}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--vram-budget", type=float, default=0, help="GiB; 0: every neuron is hot")
+    parser.add_argument("--vram-budget", default="0", help="GiB; 0: every neuron is hot; +GiB: above the least")
+    parser.add_argument("--kv-type", default="f16")
     parser.add_argument("--predictor", default="auto")
     parser.add_argument("--prompt", default="The king said to his daughter,")
     parser.add_argument("--tokens", type=int, default=64)
@@ -145,6 +191,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="of the CPU worker")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--wait", type=int, default=600, help="seconds for the model to load")
+    parser.add_argument("--time-operators", action="store_true", help="load once more and time the operators of decode steps")
     parser.add_argument("--compare", action="store_true", help="fail unless device host gives the same text")
     parser.add_argument("--json", type=Path, help="append the result to this file, a line each")
     options = parser.parse_args()
@@ -160,6 +207,11 @@ def main() -> None:
           "({spread[0]:.1f}-{spread[1]:.1f}) |".format(**result), flush=True)
     for tokens, (least, median, most) in result["prefill_tokens_per_second"].items():
         print(f"    prefill of {tokens} tokens: {median:.0f} tokens/s ({least:.0f}-{most:.0f})", flush=True)
+    print(f"    {result['vram_mib']} MiB of device memory; " + "; ".join(result["statistics"]), flush=True)
+    if options.time_operators:
+        result["operators"] = time_operators(options)
+        for name, times in sorted(result["operators"].items(), key=lambda item: -item[1]["sum_us"]):
+            print("    {:<24} {times:>6} times, median {median_us:8.2f} us".format(name, **times), flush=True)
     if options.json:
         with options.json.open("a") as out:
             out.write(json.dumps(result) + "\n")

@@ -111,6 +111,71 @@ TEST_F(OperatorsTest, MatMulIsWithinTheToleranceForEveryType) {
   }
 }
 
+// One launch for several matrices must not mix up their rows; more rows than warps, and one of another type.
+TEST_F(OperatorsTest, SeveralProductsEqualTheSameOnesAlone) {
+  constexpr int64_t kColumns = 96;
+  const struct {
+    WeightType type;
+    int64_t outputs;
+  } matrices[] = {
+      {WeightType::kF16, 4301}, {WeightType::kF16, 1}, {WeightType::kF16, 70}, {WeightType::kQ8_0, 35}};
+  std::vector<Buffer> buffers;
+  std::vector<Product> products;
+  for (const auto& [type, outputs] : matrices) {
+    const int64_t stride = kernels::PackedRowBytes(type, kColumns);
+    const kernels::RandomRows weights(type, outputs, kColumns, stride, outputs);
+    buffers.push_back(Upload(weights.packed.data(), outputs * stride));
+    const uint8_t* const data = buffers.back().data();
+    buffers.push_back(Upload(kernels::RandomFloats(outputs, 4)));
+    const float* const bias = outputs == 70 ? nullptr : buffers.back().as<float>();
+    products.push_back({{data, type, outputs, kColumns, stride}, bias, nullptr});
+  }
+  for (const size_t count : {size_t{1}, size_t{2}, size_t{3}, size_t{4}}) {
+    for (const int64_t rows : {1, 3, 8, 17}) {
+      const Buffer x = Upload(kernels::RandomFloats(rows * kColumns, 6));
+      std::vector<Buffer> together, alone;
+      device_->BeginPass(Pass(rows));
+      for (size_t i = 0; i < count; ++i) {
+        together.push_back(Poisoned(rows * matrices[i].outputs));
+        alone.push_back(Poisoned(rows * matrices[i].outputs));
+        products[i].y = together[i].as<float>();
+        device_->MatMul(products[i].weight, products[i].bias, x.as<float>(), rows, alone[i].as<float>());
+      }
+      device_->MatMuls(absl::MakeSpan(products).first(count), x.as<float>(), rows);
+      ASSERT_TRUE(device_->EndPass().ok());
+      for (size_t i = 0; i < count; ++i) {
+        const int64_t values = rows * matrices[i].outputs;
+        EXPECT_EQ(Download(together[i], values), Download(alone[i], values))
+            << "matrix " << i << " of " << count << ", rows " << rows;
+      }
+    }
+  }
+}
+
+TEST_F(OperatorsTest, AddAndNormalizeEqualsAddThenNormalize) {
+  const Buffer weight = Upload(kernels::RandomFloats(kHidden, 1)),
+               bias = Upload(kernels::RandomFloats(kHidden, 2));
+  for (const model::NormKind kind : {model::NormKind::kRms, model::NormKind::kLayer}) {
+    for (const int64_t rows : {1, 5}) {
+      const int64_t count = rows * kHidden;
+      const Norm norm{kind, 1e-5f, weight.as<float>(),
+                      kind == model::NormKind::kRms ? nullptr : bias.as<float>()};
+      const Buffer x = Upload(kernels::RandomFloats(count, 3));
+      const Buffer one = Upload(kernels::RandomFloats(count, 4)),
+                   other = Upload(kernels::RandomFloats(count, 4));
+      const Buffer out = Poisoned(count), expected = Poisoned(count);
+      const Term term{x.as<float>(), rows == 1 ? nullptr : bias.as<float>(), 0.5f};
+      device_->BeginPass(Pass(rows));
+      device_->AddAndNormalize(term, norm, rows, kHidden, one.as<float>(), out.as<float>());
+      device_->Add(term.x, term.bias, term.scale, rows, kHidden, other.as<float>());
+      device_->Normalize(norm, other.as<float>(), rows, kHidden, expected.as<float>());
+      ASSERT_TRUE(device_->EndPass().ok());
+      EXPECT_EQ(Download(one, count), Download(other, count)) << rows;
+      EXPECT_EQ(Download(out, count), Download(expected, count)) << rows;
+    }
+  }
+}
+
 TEST_F(OperatorsTest, EmbedUnpacksAndAddsPositions) {
   for (const WeightType type : kernels::kAllTypes) {
     const int64_t columns = 2 * std::max<int64_t>(kernels::BlockColumns(type), 20);

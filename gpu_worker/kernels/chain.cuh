@@ -1,0 +1,54 @@
+#ifndef ISOTHERM_GPU_WORKER_KERNELS_CHAIN_CUH_
+#define ISOTHERM_GPU_WORKER_KERNELS_CHAIN_CUH_
+
+#include <cuda_runtime.h>
+
+#include <utility>
+
+#include "gpu_worker/kernels/launch.h"
+
+// Chained kernels: from compute capability 9.0 on a kernel's blocks may take their places while the ones
+// before it still run (programmatic dependent launch), so that launching a small kernel costs next to
+// nothing. Every kernel that is launched by LaunchChained calls LetNextStart and AwaitPrevious, in each of
+// its blocks and before it touches memory that another kernel writes or reads; one that is launched in the
+// usual way may. As each waits for all of the one before it, so it has waited for all before that.
+namespace isotherm::gpu_worker::cuda {
+
+__device__ inline void LetNextStart() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline void AwaitPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// For kernels that have nothing to do before.
+__device__ inline void JoinChain() {
+  LetNextStart();
+  AwaitPrevious();
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchChained(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared_bytes,
+                          cudaStream_t stream, Arguments&&... arguments) {
+  constexpr int kLeastMajor = 9;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = DeviceAttribute(cudaDevAttrComputeCapabilityMajor) >= kLeastMajor ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...);
+}
+
+}  // namespace isotherm::gpu_worker::cuda
+
+#endif  // ISOTHERM_GPU_WORKER_KERNELS_CHAIN_CUH_
