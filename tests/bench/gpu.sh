@@ -21,7 +21,8 @@ bundle() {  # ARCHIVE [BUILD]
   ldd "$folder"/bin/* | awk '/=> \// {print $3}' | sort -u |
     grep -vE '/(libc|libm|libdl|librt|libpthread|libstdc\+\+|libgcc_s)\.so' |
     while read -r file; do strip -g -o "$folder/lib/$(basename "$file")" "$file"; done
-  tar -C "$folder" -c . | xz -T0 -4 >"$archive"
+  # One window over all: the binaries have most of their code in common.
+  tar -C "$folder" -c . | xz --lzma2=preset=3,dict=192MiB >"$archive"
   rm -r "$folder"
 }
 
