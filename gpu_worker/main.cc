@@ -77,6 +77,10 @@ ABSL_FLAG(std::vector<std::string>, cpu_worker_shares, {},
           "How several CPU workers share, one number each: 3,1 gives the first three quarters. Empty: by "
           "measured speed.");
 ABSL_FLAG(std::string, exchange_transport, "auto", "auto, shm (same host only) or inline (gRPC messages).");
+ABSL_FLAG(
+    std::string, exchange_activations, "f32",
+    "What inline messages carry: f32, or bf16, which halves the bytes on the wire and rounds inputs and "
+    "answers to eight bits. Shared memory carries f32.");
 ABSL_FLAG(std::string, shm_directory, "/dev/shm",
           "Where exchange regions appear; the same folder as the CPU worker's.");
 ABSL_FLAG(absl::Duration, exchange_timeout, absl::Seconds(10),
@@ -194,6 +198,24 @@ absl::Status ReadCpuWorkerFlags(ColdWorkersOptions& options) {
   return absl::OkStatus();
 }
 
+absl::Status ReadExchangeFlags(ColdWorkerOptions& options) {
+  ISOTHERM_ASSIGN_OR_RETURN(options.credentials, rpc::CredentialsFromFlags());
+  absl::StatusOr<exchange::Transport> transport =
+      exchange::ParseTransport(absl::GetFlag(FLAGS_exchange_transport));
+  if (!transport.ok())
+    return base::UsageError(absl::StrCat("--exchange-transport: ", transport.status().message()));
+  options.transport = *transport;
+  const std::string activations = absl::GetFlag(FLAGS_exchange_activations);
+  if (activations != "f32" && activations != "bf16") {
+    return base::UsageError(absl::StrCat("--exchange-activations=", activations, ": use f32 or bf16"));
+  }
+  options.bf16_activations = activations == "bf16";
+  options.shm_directory = absl::GetFlag(FLAGS_shm_directory);
+  options.exchange_timeout = absl::GetFlag(FLAGS_exchange_timeout);
+  options.spin_us = SpinMicroseconds();
+  return absl::OkStatus();
+}
+
 absl::StatusOr<EngineOptions> OptionsFromFlags() {
   EngineOptions options;
   options.model_path = absl::GetFlag(FLAGS_model);
@@ -224,20 +246,12 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   options.profile.path = absl::GetFlag(FLAGS_profile);
   options.profile.directory = absl::GetFlag(FLAGS_profile_dir);
   options.profile.save = absl::GetFlag(FLAGS_save_profile);
-  ISOTHERM_ASSIGN_OR_RETURN(options.cold.worker.credentials, rpc::CredentialsFromFlags());
   const std::string adapt = absl::GetFlag(FLAGS_adapt);
   if (adapt != "on" && adapt != "off") return base::UsageError("--adapt=" + adapt + ": use on or off");
   options.adapt = adapt == "on";
   options.adapt_interval = absl::GetFlag(FLAGS_adapt_interval);
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("adapt-interval", options.adapt_interval, 1, kMostTokens));
-  absl::StatusOr<exchange::Transport> transport =
-      exchange::ParseTransport(absl::GetFlag(FLAGS_exchange_transport));
-  if (!transport.ok())
-    return base::UsageError(absl::StrCat("--exchange-transport: ", transport.status().message()));
-  options.cold.worker.transport = *transport;
-  options.cold.worker.shm_directory = absl::GetFlag(FLAGS_shm_directory);
-  options.cold.worker.exchange_timeout = absl::GetFlag(FLAGS_exchange_timeout);
-  options.cold.worker.spin_us = SpinMicroseconds();
+  ISOTHERM_RETURN_IF_ERROR(ReadExchangeFlags(options.cold.worker));
   ISOTHERM_RETURN_IF_ERROR(ReadCpuWorkerFlags(options.cold));
   return options;
 }
@@ -325,7 +339,8 @@ int main(int argc, char** argv) {
            {"device", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows", "stream_rows",
             "spin_us", "inject_device_fault", "time_operators"}},
           {"CPU workers",
-           {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_timeout", "shm_directory"}},
+           {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",
+            "exchange_timeout", "shm_directory"}},
           isotherm::rpc::ConnectionFlags(),
           {"Serving", {"listen", "metrics_listen", "health_listen"}},
           isotherm::rpc::AccessFlags(),

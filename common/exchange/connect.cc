@@ -48,7 +48,8 @@ std::unique_ptr<SharedBundles> MapBundles(const worker::v1::ExchangeOpened& open
   return nullptr;
 }
 
-absl::StatusOr<std::unique_ptr<Channel>> Attach(const ClientOptions& options, OpenedStream opened) {
+absl::StatusOr<std::unique_ptr<Channel>> Attach(ClientOptions options, OpenedStream opened) {
+  options.geometry = options.geometry.OfRegion();
   ISOTHERM_ASSIGN_OR_RETURN(
       std::unique_ptr<Region> region,
       Region::Attach(options.shm_directory, opened.opened.region_name(),

@@ -14,6 +14,16 @@ struct Geometry {
   int64_t ffn = 0;
   int64_t max_rows = 0;      // most token rows of one exchange
   bool gate_values = false;  // slots have room for compacted gate activations
+  // Inline frames carry x and y as BF16 instead of F32, half the bytes; slots of a region are F32 always.
+  bool bf16 = false;
+
+  constexpr int64_t activation_bytes() const { return bf16 ? 2 : 4; }
+  // The same for shared memory.
+  constexpr Geometry OfRegion() const {
+    Geometry region = *this;
+    region.bf16 = false;
+    return region;
+  }
 
   bool operator==(const Geometry&) const = default;
 };

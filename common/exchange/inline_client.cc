@@ -10,7 +10,11 @@
 namespace isotherm::exchange {
 
 InlineClient::InlineClient(const ClientOptions& options, std::unique_ptr<ClientStream> stream)
-    : ClientChannel(options, /*generation=*/0, std::move(stream)) {}
+    : ClientChannel(options, /*generation=*/0, std::move(stream)) {
+  if (!geometry_.bf16) return;
+  x_.resize(static_cast<size_t>(geometry_.max_rows * geometry_.hidden));
+  y_.resize(x_.size());
+}
 
 void InlineClient::SendStep(uint64_t step, DescriptorFlag flag) {
   if (dead()) return;
@@ -28,7 +32,7 @@ RequestBuffers InlineClient::Prepare(const Descriptor& request) {
   std::string* payload = request_.mutable_frame()->mutable_payload();
   // Steps of one size reuse the buffer as it is; only growth is filled with zeros.
   payload->resize(static_cast<size_t>(layout.bytes));
-  return {.x = reinterpret_cast<float*>(payload->data()),
+  return {.x = geometry_.bf16 ? x_.data() : reinterpret_cast<float*>(payload->data()),
           .masks = reinterpret_cast<uint64_t*>(payload->data() + layout.masks),
           .gate_values =
               has_gate_values ? reinterpret_cast<float*>(payload->data() + layout.gate_values) : nullptr};
@@ -37,6 +41,9 @@ RequestBuffers InlineClient::Prepare(const Descriptor& request) {
 absl::Status InlineClient::Publish(const Descriptor& request) {
   worker::v1::ExchangeFrame* frame = request_.mutable_frame();
   PutDescriptor(request, frame);
+  if (geometry_.bf16) {
+    EncodeActivations(x_.data(), request.rows * geometry_.hidden, frame->mutable_payload()->data());
+  }
   frame->mutable_payload()->resize(
       static_cast<size_t>(MakeFrameLayout(geometry_, request.rows, request.gate_value_count).bytes));
   return stream_->Write(request_, timeout_);
@@ -53,8 +60,9 @@ absl::StatusOr<ClientChannel::Arrival> InlineClient::Receive(const Descriptor& r
                                             " bytes of results, expected ", expected, ", and ",
                                             descriptor.has_value() ? "a" : "no", " descriptor"));
   }
+  if (geometry_.bf16) DecodeActivations(frame.payload().data(), request.rows * geometry_.hidden, y_.data());
   return Arrival{.descriptor = *descriptor,
-                 .y = reinterpret_cast<const float*>(frame.payload().data()),
+                 .y = geometry_.bf16 ? y_.data() : reinterpret_cast<const float*>(frame.payload().data()),
                  .at_ns = incoming.arrived_at_ns};
 }
 

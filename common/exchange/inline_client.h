@@ -2,6 +2,7 @@
 #define ISOTHERM_COMMON_EXCHANGE_INLINE_CLIENT_H_
 
 #include <memory>
+#include <vector>
 
 #include "common/exchange/client_channel.h"
 
@@ -31,6 +32,8 @@ class InlineClient final : public ClientChannel {
   uint64_t step_ = 0;
   worker::v1::ExchangeRequest request_, step_message_;
   worker::v1::ExchangeResponse response_;
+  // F32 [max_rows, hidden] on this side of BF16 frames; otherwise empty.
+  std::vector<float> x_, y_;
 };
 
 }  // namespace isotherm::exchange

@@ -27,7 +27,8 @@ Geometry GeometryOf(const worker::v1::ExchangeGeometry& geometry) {
           .hidden = geometry.hidden_size(),
           .ffn = geometry.ffn_size(),
           .max_rows = geometry.max_rows(),
-          .gate_values = geometry.gate_values()};
+          .gate_values = geometry.gate_values(),
+          .bf16 = geometry.bf16_activations()};
 }
 
 int64_t LargestFrame(const Geometry& geometry, int64_t rows) {
@@ -60,6 +61,7 @@ worker::v1::ExchangeOpen MakeOpen(const ClientOptions& options, Transport transp
   geometry->set_max_rows(static_cast<uint32_t>(options.geometry.max_rows));
   geometry->set_slots(kSlots);
   geometry->set_gate_values(options.geometry.gate_values);
+  geometry->set_bf16_activations(options.geometry.bf16);
   open.set_transport(ToProto(transport));
   open.set_boot_id(proof.boot_id);
   open.set_shm_device(proof.shm_device);

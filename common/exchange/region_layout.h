@@ -78,8 +78,8 @@ constexpr RegionLayout MakeRegionLayout(const Geometry& geometry, uint32_t slots
   return layout;
 }
 
-// Offsets inside the payload of an inline request: the arrays of a slot without the unused room. An answer's
-// payload is y alone.
+// Offsets inside the payload of an inline request: the arrays of a slot without the unused room, x in the
+// geometry's type. An answer's payload is y alone, in that type.
 struct FrameLayout {
   int64_t masks = 0;  // x is at 0
   int64_t gate_values = 0;
@@ -88,13 +88,15 @@ struct FrameLayout {
 
 constexpr FrameLayout MakeFrameLayout(const Geometry& geometry, int64_t rows, int64_t gate_value_count) {
   FrameLayout layout;
-  layout.masks = base::RoundUp(rows * geometry.hidden * 4, 8);  // u64 words stay aligned
+  layout.masks = base::RoundUp(rows * geometry.hidden * geometry.activation_bytes(), 8);  // u64 words
   layout.gate_values = layout.masks + rows * neuron::MaskWords(geometry.ffn) * 8;
   layout.bytes = layout.gate_values + gate_value_count * 4;
   return layout;
 }
 
-constexpr int64_t AnswerBytes(const Geometry& geometry, int64_t rows) { return rows * geometry.hidden * 4; }
+constexpr int64_t AnswerBytes(const Geometry& geometry, int64_t rows) {
+  return rows * geometry.hidden * geometry.activation_bytes();
+}
 
 }  // namespace isotherm::exchange
 

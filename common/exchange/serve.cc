@@ -22,7 +22,7 @@ absl::StatusOr<std::unique_ptr<Region>> MakeRegion(const worker::v1::ExchangeOpe
   ISOTHERM_ASSIGN_OR_RETURN(const Transport transport, ChooseTransport(asked, options.transport, same_host));
   if (transport == Transport::kInline) return nullptr;
 
-  absl::StatusOr<std::unique_ptr<Region>> region = Region::Create(options.shm_directory, geometry);
+  absl::StatusOr<std::unique_ptr<Region>> region = Region::Create(options.shm_directory, geometry.OfRegion());
   if (region.ok()) return region;
   const std::string cause(region.status().message());
   if (asked == Transport::kSharedMemory || options.transport == Transport::kSharedMemory) {
@@ -45,7 +45,7 @@ absl::Status ServeExchange(grpc::ServerContext* context, ServerStream* stream, c
   ISOTHERM_ASSIGN_OR_RETURN(const Geometry geometry, CheckOpen(request.open(), accepted));
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<Region> region, MakeRegion(request.open(), geometry, options));
 
-  Session session(geometry, std::move(accepted), policy, executor);
+  Session session(region != nullptr ? geometry.OfRegion() : geometry, std::move(accepted), policy, executor);
   if (region != nullptr) return ServeSharedMemory(context, stream, std::move(region), &session, options);
   ISOTHERM_RETURN_IF_ERROR(CheckInlineFits(geometry, options.max_message_bytes));
   return ServeInline(stream, &session);

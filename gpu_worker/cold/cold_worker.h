@@ -25,6 +25,8 @@ struct ColdWorkerOptions {
   std::string shm_directory = "/dev/shm";
   absl::Duration exchange_timeout = absl::Seconds(10);
   int spin_us = 0;
+  // Inline frames carry BF16.
+  bool bf16_activations = false;
   std::string model_digest;
   exchange::Geometry geometry;
 };

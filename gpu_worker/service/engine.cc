@@ -161,8 +161,12 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   }
   if (plan_.neurons.placement.HotCount() < h.layers * h.ffn) {
     options.cold.worker.model_digest = model_->digest();
-    options.cold.worker.geometry = {h.layers, h.hidden, h.ffn, runner_options_.max_rows(),
-                                    decoder_->predictor().yields_gate()};
+    options.cold.worker.geometry = {.layers = h.layers,
+                                    .hidden = h.hidden,
+                                    .ffn = h.ffn,
+                                    .max_rows = runner_options_.max_rows(),
+                                    .gate_values = decoder_->predictor().yields_gate(),
+                                    .bf16 = options.cold.worker.bf16_activations};
     cold_ = std::make_unique<ColdWorkers>(std::move(options.cold), plan_.neurons.placement);
   }
   if (h.sparse() && !device_->TakeFirings().empty()) {

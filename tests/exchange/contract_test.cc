@@ -290,6 +290,34 @@ TEST_P(ContractTest, RefusesAWorkerThatHasSomethingElse) {
   EXPECT_THAT(directory_.Files(), ::testing::ElementsAre("socket")) << "a refused opening left a region";
 }
 
+TEST_P(ContractTest, InlineActivationsMayBeBF16) {
+  Geometry geometry{.layers = 1, .hidden = 67, .ffn = 70, .max_rows = 3, .gate_values = true, .bf16 = true};
+  hook_ = [&](const ServerRequest& request, float* y) -> absl::StatusOr<ServerAnswer> {
+    for (int64_t i = 0; i < request.header.rows * geometry.hidden; ++i) y[i] = request.x[i] * 3;
+    return ServerAnswer{};
+  };
+  ASSERT_NO_FATAL_FAILURE(Start(geometry));
+  const bool rounds = GetParam() == Transport::kInline;
+  // Eight bits, ties to even: 257/128 becomes 256/128, and 3 x 129/128 = 193.5/64 becomes 194/64.
+  const float sent[] = {1.0f, 1 + 1.0f / 1024, 1 + 1.0f / 128, -257.0f / 128};
+  const float rounded[] = {3.0f, 3.0f, 3.03125f, -6.0f};
+  for (int64_t rows = 1; rows <= geometry.max_rows; ++rows) {
+    const auto buffers = channel_->Begin({.layer = 0, .rows = rows, .placement_epoch = 7});
+    ASSERT_TRUE(buffers.ok()) << buffers.status();
+    for (int64_t i = 0; i < rows * geometry.hidden; ++i) buffers->x[i] = sent[i % 4];
+    std::fill_n(buffers->masks, rows * neuron::MaskWords(geometry.ffn), 0);
+    ASSERT_EQ(channel_->Send(0), absl::OkStatus());
+    const auto answer = channel_->Await();
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    for (int64_t i = 0; i < rows * geometry.hidden; ++i) {
+      ASSERT_EQ(answer->y[i], rounds ? rounded[i % 4] : sent[i % 4] * 3) << "value " << i;
+    }
+  }
+  const int64_t masks = 6 * neuron::MaskWords(geometry.ffn) * 8;
+  const int64_t activations = 6 * 2 * geometry.hidden * (rounds ? 2 : 4);
+  EXPECT_NEAR(channel_->bytes_exchanged(), 3 * 2 * 64 + masks + activations, 3 * 8);  // masks are aligned
+}
+
 TEST_P(ContractTest, ServesSeveralClientsAtOnce) {
   ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
   std::vector<std::unique_ptr<Channel>> others;

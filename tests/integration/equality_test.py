@@ -96,6 +96,15 @@ class EqualityTest(unittest.TestCase):
                 results[transport] = ([stream.tokens for stream in streams], scores)
         self.assertEqual(results["shm"], results["inline"])
 
+    def test_bf16_activations_round_and_little_more(self):
+        scores = []
+        for activations in ("f32", "bf16"):
+            with partly_cold(0.025, "--exchange-transport=inline", f"--exchange-activations={activations}") as running:
+                scores.append(client.score(running, [1, *self.expected[0]]).log_probabilities)
+        differences = [abs(f32 - bf16) for f32, bf16 in zip(*scores, strict=True)]
+        self.assertGreater(max(differences), 0)
+        self.assertLess(max(differences), 0.2)
+
 
 @suite.slow
 class EqualityAtLengthTest(EqualityTest):
