@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -14,6 +15,10 @@
 
 namespace isotherm::gguf {
 namespace {
+
+// One call reads no further ahead than the disk's read-ahead goes, which is this where nobody set another,
+// whatever it is asked for.
+constexpr uintptr_t kAdviceBytes = 128 << 10;
 
 uintptr_t PageBytes() {
   static const uintptr_t bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
@@ -75,8 +80,11 @@ void Mapping::Release(absl::Span<const uint8_t> part) const {
 
 void Mapping::Prefetch(absl::Span<const uint8_t> part) const {
   if (!Contains(part)) return;
-  const auto begin = reinterpret_cast<uintptr_t>(part.data());
-  Advise(RoundDown(begin), RoundUp(begin + part.size()), MADV_WILLNEED);
+  const auto begin = RoundDown(reinterpret_cast<uintptr_t>(part.data()));
+  const auto end = RoundUp(reinterpret_cast<uintptr_t>(part.data()) + part.size());
+  for (uintptr_t piece = begin; piece < end; piece += kAdviceBytes) {
+    Advise(piece, std::min(piece + kAdviceBytes, end), MADV_WILLNEED);
+  }
 }
 
 }  // namespace isotherm::gguf

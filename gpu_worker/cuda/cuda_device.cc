@@ -139,7 +139,7 @@ absl::Status CudaDevice::Write(const Buffer& buffer, int64_t offset, int64_t byt
   return Wait("uploading weights");
 }
 
-double CudaDevice::MeasureReadBandwidth() {
+double CudaDevice::MeasureReadBandwidth(const Buffer& /*weights*/) {
   // Larger than the last-level caches of most servers.
   constexpr int64_t kBytes = int64_t{256} << 20;
   const auto memory = std::make_unique<uint8_t[]>(kBytes);

@@ -37,7 +37,7 @@ class CudaDevice final : public Device {
                            absl::FunctionRef<void(uint8_t*)> fill) override;
   absl::Status SwapHot(const HotSwap* swaps, int64_t count) override;
   base::ThreadPool& loader_pool() override { return loader_pool_; }
-  double MeasureReadBandwidth() override;
+  double MeasureReadBandwidth(const Buffer& weights) override;
   absl::Status Health() const override;
   void Break(DeviceFault fault) override;
   absl::StatusOr<int64_t> AvailableMemory() const override;

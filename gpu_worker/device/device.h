@@ -170,8 +170,9 @@ class Device {
   virtual absl::Status SwapHot(const HotSwap* swaps, int64_t count) = 0;
   // Threads for preparing weights while loading.
   virtual base::ThreadPool& loader_pool() = 0;
-  // Measured bytes a second at which this machine's processors read memory: the pace of cold neurons.
-  virtual double MeasureReadBandwidth() = 0;
+  // Measured bytes a second at which this machine's processors read memory, the pace of cold neurons: of
+  // `weights` where those are in that memory.
+  virtual double MeasureReadBandwidth(const Buffer& weights) = 0;
 
   // An error once the device is lost; it does not come back, the process has to end. Cheap.
   virtual absl::Status Health() const = 0;

@@ -42,6 +42,8 @@ class Decoder {
   const float* log_probabilities() const { return log_probabilities_.as<float>(); }  // [targets]
 
   const Predictor& predictor() const { return *predictor_; }
+  // The head's matrix, which every pass that wants logits reads.
+  const Buffer& head() const { return output_.buffer; }
   // The hot neurons of every layer, for whoever swaps them between passes; valid while this lives.
   std::vector<HotLayer> HotLayers() const;
 

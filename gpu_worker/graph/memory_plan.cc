@@ -17,6 +17,9 @@ constexpr double kMiB = 1024.0 * 1024.0;
 // Expected cost of one exchange beside the cold rows' own time: a futex round trip between two processes of
 // one host, 10-17 us where both wait parked, and the copies.
 constexpr double kExchangeSeconds = 30e-6;
+// Bytes a second that two channels of DDR4 give: by this a plan weighs the reading of cold neurons against an
+// exchange. What one start measures differs from what the next does, and the placement would with it.
+constexpr double kNominalReadBandwidth = 20e9;
 // Predictors ask for more neurons than fire, as recall is worth more than precision; the planner needs the
 // scale only.
 constexpr double kPredictedOverActive = 1.3;
@@ -68,15 +71,6 @@ absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model,
   return input;
 }
 
-// Of MemoryPlan::step_seconds.
-absl::StatusOr<double> PredictStep(const model::Model& model, neuron::PlanInput input,
-                                   const neuron::Placement& placement, double read_bandwidth) {
-  input.hot_time = input.cold_time;
-  ISOTHERM_ASSIGN_OR_RETURN(const neuron::Plan timed, neuron::AssessPlacement(input, placement));
-  const int64_t dense = AttentionBytes(model) + DeviceMatrixBytes(model.output());
-  return static_cast<double>(dense) / read_bandwidth + timed.ffn_seconds;
-}
-
 // Rounded up, in GiB: the budget that a message names must do.
 double LeastBudget(int64_t bytes) { return std::ceil(bytes / kMiB / 1024 * 1000) / 1000; }
 
@@ -114,8 +108,7 @@ int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& opt
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const PlacementSource& source, double read_bandwidth,
-                                      const DeviceMemoryTraits& device) {
+                                      const PlacementSource& source, const DeviceMemoryTraits& device) {
   const model::Hyperparameters& h = model.hyperparameters();
   MemoryPlan plan;
   At(plan, MemoryPurpose::kDevice) = device.own_bytes;
@@ -127,7 +120,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOpt
   ISOTHERM_ASSIGN_OR_RETURN(At(plan, MemoryPurpose::kPredictor), PredictorBytes(model, predictor));
   At(plan, MemoryPurpose::kWorkspace) = WorkspaceBytes(h, options);
 
-  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, source.profile, read_bandwidth));
+  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input,
+                            MakePlanInput(model, source.profile, kNominalReadBandwidth));
   const int64_t dense = plan.total();
   if (options.budget_bytes.has_value()) {
     if (dense > *options.budget_bytes) {
@@ -150,9 +144,17 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOpt
   }
   ISOTHERM_ASSIGN_OR_RETURN(plan.neurons, PlaceNeurons(input, source.placement, dense));
   At(plan, MemoryPurpose::kHotNeurons) = plan.neurons.hot_bytes;
-  ISOTHERM_ASSIGN_OR_RETURN(plan.step_seconds,
-                            PredictStep(model, input, plan.neurons.placement, read_bandwidth));
   return plan;
+}
+
+absl::StatusOr<double> PredictStepSeconds(const model::Model& model,
+                                          const std::optional<model::Profile>& profile,
+                                          const neuron::Placement& placement, double read_bandwidth) {
+  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, profile, read_bandwidth));
+  input.hot_time = input.cold_time;
+  ISOTHERM_ASSIGN_OR_RETURN(const neuron::Plan timed, neuron::AssessPlacement(input, placement));
+  const int64_t dense = AttentionBytes(model) + DeviceMatrixBytes(model.output());
+  return static_cast<double>(dense) / read_bandwidth + timed.ffn_seconds;
 }
 
 std::string MemoryPlan::ToString(const model::Model& model) const {

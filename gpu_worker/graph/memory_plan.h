@@ -52,9 +52,6 @@ inline constexpr int64_t kScoreRows = 64;
 struct MemoryPlan {
   std::array<int64_t, kMemoryPurposes> bytes = {};
   neuron::Plan neurons;
-  // Predicted for a decode step of one sequence: what it reads over the read bandwidth, the hot and the cold
-  // half of a layer side by side, and the exchanges.
-  double step_seconds = 0;
   int64_t total() const;
   // For people: bytes by purpose, hot share and coverage.
   std::string ToString(const model::Model& model) const;
@@ -75,11 +72,17 @@ struct DeviceMemoryTraits {
   bool embeds_from_host = false;
 };
 
-// `read_bandwidth`: bytes a second of the device. ResourceExhausted, naming
-// the least budget that would do, when not even the dense parts or the hot neurons of source.placement fit.
+// Depends on the arguments alone, so that every start makes the same plan of the same files and flags.
+// ResourceExhausted, naming the least budget that would do, when not even the dense parts or the hot neurons
+// of source.placement fit.
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const PlacementSource& source, double read_bandwidth,
-                                      const DeviceMemoryTraits& device = {});
+                                      const PlacementSource& source, const DeviceMemoryTraits& device = {});
+
+// Predicted for a decode step of one sequence: what it reads over the read bandwidth, the hot and the cold
+// half of a layer side by side, and the exchanges.
+absl::StatusOr<double> PredictStepSeconds(const model::Model& model,
+                                          const std::optional<model::Profile>& profile,
+                                          const neuron::Placement& placement, double read_bandwidth);
 
 }  // namespace isotherm::gpu_worker
 

@@ -45,15 +45,8 @@ absl::Status HostDevice::Write(const Buffer& buffer, int64_t offset, int64_t byt
   return absl::OkStatus();
 }
 
-double HostDevice::MeasureReadBandwidth() {
-  // Larger than the last-level caches of desktop parts.
-  constexpr int64_t kBytes = int64_t{256} << 20;
-  constexpr int64_t kPageBytes = 4096;
-  auto buffer = Allocate(kBytes, MemoryPurpose::kWorkspace);
-  if (!buffer.ok()) return 0;
-  // A page has memory of its own once it is written to.
-  pool_.ParallelFor(kBytes, kPageBytes, [&](int64_t begin, int64_t, int) { buffer->data()[begin] = 1; });
-  return neuron::MeasureReadBandwidth(pool_, buffer->data(), kBytes, absl::Milliseconds(25));
+double HostDevice::MeasureReadBandwidth(const Buffer& weights) {
+  return neuron::MeasureReadBandwidth(pool_, weights.data(), weights.bytes(), absl::Milliseconds(10));
 }
 
 int64_t HostDevice::WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const {

@@ -148,8 +148,7 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   const FfnParameters ffn = MakeFfnParameters(h);
   const int64_t own = device_->OwnBytes(ffn, runner_options_.max_rows());
   ISOTHERM_ASSIGN_OR_RETURN(plan_,
-                            PlanMemory(*model_, runner_options_, source, device_->MeasureReadBandwidth(),
-                                       {own, device_->embeds_from_host()}));
+                            PlanMemory(*model_, runner_options_, source, {own, device_->embeds_from_host()}));
   spdlog::info("{}", plan_.ToString(*model_));
   // Part of what is the device's own is taken already.
   const int64_t scratch = device_->WorkspaceBytes(ffn, runner_options_.max_rows()) - own;
@@ -175,7 +174,10 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   if (runner_options_.hot_staging_bytes > 0) {
     ISOTHERM_RETURN_IF_ERROR(StartAdapting(options.adapt_interval));
   }
-  RecordPlan(plan_, h);
+  ISOTHERM_ASSIGN_OR_RETURN(const double step_seconds,
+                            PredictStepSeconds(*model_, profile_.profile, plan_.neurons.placement,
+                                               device_->MeasureReadBandwidth(decoder_->head())));
+  RecordPlan(plan_, step_seconds, h);
   UpdateState();
   return absl::OkStatus();
 }

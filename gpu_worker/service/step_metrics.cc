@@ -65,7 +65,7 @@ StepMetrics& Metrics() {
 
 }  // namespace
 
-void RecordPlan(const MemoryPlan& plan, const model::Hyperparameters& hyperparameters) {
+void RecordPlan(const MemoryPlan& plan, double step_seconds, const model::Hyperparameters& hyperparameters) {
   for (int i = 0; i < kMemoryPurposes; ++i) {
     Registry::Global()
         .GetGauge("isotherm_device_memory_bytes", "Planned device memory by purpose.",
@@ -74,7 +74,7 @@ void RecordPlan(const MemoryPlan& plan, const model::Hyperparameters& hyperparam
   }
   Registry::Global()
       .GetGauge("isotherm_plan_step_seconds", "Predicted duration of a step of one token row.")
-      .Set(plan.step_seconds);
+      .Set(step_seconds);
   Registry::Global()
       .GetGauge("isotherm_hot_neurons_ratio", "Share of all neurons placed hot.")
       .Set(static_cast<double>(plan.neurons.placement.HotCount()) /

@@ -11,7 +11,7 @@
 // not grow with the model.
 namespace isotherm::gpu_worker {
 
-void RecordPlan(const MemoryPlan& plan, const model::Hyperparameters& hyperparameters);
+void RecordPlan(const MemoryPlan& plan, double step_seconds, const model::Hyperparameters& hyperparameters);
 void RecordStep(const worker::v1::StepRequest& request, const worker::v1::StepStatistics& statistics,
                 const Runner& runner, const model::Hyperparameters& hyperparameters);
 void RecordStepFailure(absl::StatusCode code);

@@ -73,7 +73,7 @@ TEST(DecoderTest, AllocatesWhatWasPlanned) {
     Record record;
     const auto harness = Load(fixture, predictor, &record);
     const absl::StatusOr<MemoryPlan> plan =
-        PlanMemory(harness->model(), harness->options(), PlacementSource(), /*read_bandwidth=*/1e10);
+        PlanMemory(harness->model(), harness->options(), PlacementSource());
     ASSERT_TRUE(plan.ok()) << plan.status();
     for (int i = 0; i < kMemoryPurposes; ++i) {
       EXPECT_EQ(record.bytes[i], plan->bytes[i])

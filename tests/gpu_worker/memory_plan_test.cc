@@ -29,8 +29,7 @@ class MemoryPlanTest : public ::testing::Test {
 
   int64_t DenseBytes() {
     options_.budget_bytes = int64_t{1} << 40;
-    const auto plan =
-        PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt}, kBandwidth);
+    const auto plan = PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt});
     return plan->total() - plan->neurons.hot_bytes;
   }
 
@@ -40,8 +39,7 @@ class MemoryPlanTest : public ::testing::Test {
 };
 
 TEST_F(MemoryPlanTest, EverythingIsHotWithoutABudget) {
-  const auto plan =
-      PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt}, kBandwidth);
+  const auto plan = PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt});
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->neurons.placement.HotCount(), 2 * 96);
 }
@@ -51,8 +49,7 @@ TEST_F(MemoryPlanTest, TheBudgetIsFilledAndNeverExceeded) {
   int64_t last = -1;
   for (int64_t extra : {0, 1000, 20000, 60000, 1 << 20}) {
     options_.budget_bytes = dense + extra;
-    const auto plan =
-        PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt}, kBandwidth);
+    const auto plan = PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt});
     ASSERT_TRUE(plan.ok()) << plan.status();
     EXPECT_LE(plan->total(), *options_.budget_bytes);
     EXPECT_GE(plan->neurons.placement.HotCount(), last);
@@ -61,10 +58,18 @@ TEST_F(MemoryPlanTest, TheBudgetIsFilledAndNeverExceeded) {
   EXPECT_EQ(last, 2 * 96);
 }
 
+TEST_F(MemoryPlanTest, StepsTakeAsLongAsReadingAndTheExchanges) {
+  const auto seconds = [&](const neuron::Placement& placement, double bandwidth) {
+    return PredictStepSeconds(*model_, model::EmbeddedProfile(*model_), placement, bandwidth).value();
+  };
+  const neuron::Placement hot = neuron::AllHot(2, 96);
+  EXPECT_DOUBLE_EQ(seconds(hot, kBandwidth), 2 * seconds(hot, 2 * kBandwidth));
+  EXPECT_GT(seconds(neuron::AllCold(2, 96), kBandwidth), seconds(hot, kBandwidth));
+}
+
 TEST_F(MemoryPlanTest, OftenFiringNeuronsComeFirst) {
   options_.budget_bytes = DenseBytes() + 40000;
-  const auto plan =
-      PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt}, kBandwidth);
+  const auto plan = PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt});
   ASSERT_TRUE(plan.ok()) << plan.status();
   // The counts fall with the neuron's number, so each layer's hot set is a prefix.
   for (int64_t layer = 0; layer < 2; ++layer) {
@@ -77,8 +82,7 @@ TEST_F(MemoryPlanTest, OftenFiringNeuronsComeFirst) {
 
 TEST_F(MemoryPlanTest, ABudgetBelowTheDensePartsNamesTheLeastThatWouldDo) {
   options_.budget_bytes = 1000;
-  const auto plan =
-      PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt}, kBandwidth);
+  const auto plan = PlanMemory(*model_, options_, {model::EmbeddedProfile(*model_), std::nullopt});
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("before the first hot neuron"));
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("--vram-budget"));
@@ -90,16 +94,16 @@ TEST_F(MemoryPlanTest, APlacementIsTakenAsItIsWhereItFits) {
   const PlacementSource source{model::EmbeddedProfile(*model_), placement};
   const int64_t dense = DenseBytes();
   options_.budget_bytes.reset();
-  const auto unbounded = PlanMemory(*model_, options_, source, kBandwidth);
+  const auto unbounded = PlanMemory(*model_, options_, source);
   ASSERT_TRUE(unbounded.ok()) << unbounded.status();
   EXPECT_EQ(unbounded->neurons.placement.hot, placement.hot);
   EXPECT_EQ(unbounded->neurons.coverage[0], 0);
   EXPECT_GT(unbounded->neurons.coverage[1], 0);
 
   options_.budget_bytes = dense + unbounded->neurons.hot_bytes;
-  EXPECT_TRUE(PlanMemory(*model_, options_, source, kBandwidth).ok());
+  EXPECT_TRUE(PlanMemory(*model_, options_, source).ok());
   options_.budget_bytes = *options_.budget_bytes - 1;
-  const absl::Status status = PlanMemory(*model_, options_, source, kBandwidth).status();
+  const absl::Status status = PlanMemory(*model_, options_, source).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("--placement"));
 }
