@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <functional>
 #include <latch>
 #include <memory>
@@ -29,6 +30,10 @@
 ABSL_FLAG(std::string, model, "", "Model file (GGUF).");
 ABSL_FLAG(std::string, device, "host",
           "What computes: host (CPU kernels) or cuda (the first visible NVIDIA GPU).");
+ABSL_FLAG(
+    std::vector<std::string>, devices, {},
+    "GPUs that share the layers, by number: 0,1 has the first half on GPU 0. Each gets an equal part of "
+    "--vram-budget. On device host the numbers only say how many parts there are. Empty: one device.");
 ABSL_FLAG(double, vram_budget, 0,
           "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
           "neurons. 0: "
@@ -256,13 +261,37 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   return options;
 }
 
-absl::StatusOr<std::unique_ptr<Device>> MakeDevice(int threads) {
-  if (absl::GetFlag(FLAGS_device) == "cuda") {
-    return MakeCudaDevice({.loader_threads = threads,
-                           .stream_rows = absl::GetFlag(FLAGS_stream_rows),
-                           .time_operators = absl::GetFlag(FLAGS_time_operators)});
+absl::StatusOr<std::vector<int>> DeviceNumbersFromFlag() {
+  std::vector<int> numbers;
+  for (const std::string& text : absl::GetFlag(FLAGS_devices)) {
+    int number = 0;
+    if (!absl::SimpleAtoi(text, &number) || number < 0) {
+      return base::UsageError(absl::StrCat("--devices: '", text, "' is not the number of a GPU"));
+    }
+    if (std::count(numbers.begin(), numbers.end(), number) > 0) {
+      return base::UsageError(absl::StrCat("--devices names ", number, " twice"));
+    }
+    numbers.push_back(number);
   }
-  return std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()});
+  if (numbers.empty()) numbers.push_back(0);
+  return numbers;
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<Device>>> MakeDevices(const std::vector<int>& numbers,
+                                                                 int threads) {
+  std::vector<std::unique_ptr<Device>> devices;
+  for (const int number : numbers) {
+    if (absl::GetFlag(FLAGS_device) == "cuda") {
+      ISOTHERM_ASSIGN_OR_RETURN(devices.emplace_back(),
+                                MakeCudaDevice({.number = number,
+                                                .loader_threads = threads,
+                                                .stream_rows = absl::GetFlag(FLAGS_stream_rows),
+                                                .time_operators = absl::GetFlag(FLAGS_time_operators)}));
+    } else {
+      devices.push_back(std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()}));
+    }
+  }
+  return devices;
 }
 
 absl::StatusOr<rpc::ServerOptions> ServerOptionsFromFlags() {
@@ -277,6 +306,7 @@ absl::StatusOr<rpc::ServerOptions> ServerOptionsFromFlags() {
 absl::Status Run() {
   ISOTHERM_ASSIGN_OR_RETURN(EngineOptions options, OptionsFromFlags());
   ISOTHERM_ASSIGN_OR_RETURN(const rpc::ServerOptions server_options, ServerOptionsFromFlags());
+  ISOTHERM_ASSIGN_OR_RETURN(const std::vector<int> device_numbers, DeviceNumbersFromFlag());
   const int threads = absl::GetFlag(FLAGS_threads) > 0 ? absl::GetFlag(FLAGS_threads) : base::PhysicalCores();
 
   // The server is made before the model is loaded, so that health and metrics answer meanwhile; the service
@@ -289,8 +319,9 @@ absl::Status Run() {
         listening.wait();
         if (server == nullptr) return absl::CancelledError("the server did not start");
         options.cancelled = cancelled;
-        ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<Device> device, MakeDevice(threads));
-        return Engine::Load(options, std::move(device));
+        ISOTHERM_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Device>> devices,
+                                  MakeDevices(device_numbers, threads));
+        return Engine::Load(options, std::move(devices));
       },
       [&](bool serving, const std::string& cause) {
         listening.wait();
@@ -336,8 +367,8 @@ int main(int argc, char** argv) {
           {"Model", {"model", "ctx", "kv_tokens", "kv_type", "predictor", "predictor_threshold_shift"}},
           {"Placement", {"profile", "profile_dir", "save_profile", "placement", "adapt", "adapt_interval"}},
           {"Device",
-           {"device", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows", "stream_rows",
-            "spin_us", "inject_device_fault", "time_operators"}},
+           {"device", "devices", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows",
+            "stream_rows", "spin_us", "time_operators", "inject_device_fault"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",
             "exchange_timeout", "shm_directory"}},

@@ -45,17 +45,15 @@ absl::StatusOr<std::unique_ptr<ColdStream>> ColdStream::Attach(const exchange::S
 
 // The driver takes the address without const, and with the flag only reads there.
 absl::Status ColdStream::Register() {
-  ISOTHERM_RETURN_IF_ERROR(ToStatus(
-      cudaHostRegister(const_cast<uint8_t*>(bundles_.data()), bundles_.bytes(), cudaHostRegisterReadOnly),
-      "registering the CPU worker's neurons"));
-  registered_ = true;
+  ISOTHERM_ASSIGN_OR_RETURN(registration_,
+                            RegisterHost(const_cast<uint8_t*>(bundles_.data()), bundles_.bytes(),
+                                         /*read_only=*/true, "registering the CPU worker's neurons"));
   return absl::OkStatus();
 }
 
 ColdStream::~ColdStream() {
   // After a pass nothing is under way but copies that a failed one left behind.
   if (stream_.get() != nullptr) static_cast<void>(cudaStreamSynchronize(stream_.get()));
-  if (registered_) static_cast<void>(cudaHostUnregister(const_cast<uint8_t*>(bundles_.data())));
 }
 
 absl::StatusOr<const ColdStream::Layer*> ColdStream::Find(int64_t layer, const uint64_t* hot_mask,

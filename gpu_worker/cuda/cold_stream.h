@@ -72,7 +72,7 @@ class ColdStream {
 
   const exchange::SharedBundles& bundles_;
   const int64_t ffn_;
-  bool registered_ = false;
+  std::shared_ptr<void> registration_;
   Stream stream_;
   Slot slots_[kSlots];
   int next_ = 0;

@@ -57,27 +57,36 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(const CudaDeviceO
         "device cuda needs an NVIDIA GPU and its driver: ",
         found == cudaSuccess ? "none is visible" : cudaGetErrorString(found), ". Use --device=host"));
   }
+  if (options.number >= count) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("device cuda needs GPU ", options.number, "; ", count, " are visible, counted from 0"));
+  }
   cudaDeviceProp properties;
-  ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cudaGetDeviceProperties(&properties, 0), "asking for the device"));
+  ISOTHERM_RETURN_IF_ERROR(
+      cuda::ToStatus(cudaGetDeviceProperties(&properties, options.number), "asking for the device"));
   if (properties.major < kLeastMajor) {
     return absl::FailedPreconditionError(absl::StrCat("device cuda needs compute capability 8.0 or later; ",
                                                       properties.name, " has ", properties.major, ".",
                                                       properties.minor, ". Use --device=host"));
   }
-  const std::optional<int64_t> used_before = cuda::UsedDeviceMemory(0);
+  const std::optional<int64_t> used_before = cuda::UsedDeviceMemory(options.number);
+  ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cudaSetDevice(options.number), "taking the device"));
   ISOTHERM_ASSIGN_OR_RETURN(cuda::Stream stream, cuda::MakeStream());
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Cublas> cublas, cuda::Cublas::Load(stream.get()));
-  const std::optional<int64_t> used_after = cuda::UsedDeviceMemory(0);
+  const std::optional<int64_t> used_after = cuda::UsedDeviceMemory(options.number);
   const int64_t context_bytes = used_before.has_value() && used_after.has_value()
                                     ? std::max<int64_t>(*used_after - *used_before, 0)
                                     : kUsualContextBytes;
-  return std::unique_ptr<CudaDevice>(new CudaDevice(options, absl::StrCat("cuda (", properties.name, ")"),
+  const std::string number = options.number == 0 ? "" : absl::StrCat(":", options.number);
+  return std::unique_ptr<CudaDevice>(new CudaDevice(options,
+                                                    absl::StrCat("cuda", number, " (", properties.name, ")"),
                                                     context_bytes, std::move(stream), std::move(cublas)));
 }
 
 CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, int64_t context_bytes,
                        cuda::Stream stream, std::unique_ptr<cuda::Cublas> cublas)
     : name_(std::move(name)),
+      number_(options.number),
       context_bytes_(context_bytes),
       graphs_enabled_(options.graphs),
       stream_rows_(options.stream_rows),
@@ -87,11 +96,13 @@ CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, int64
       timer_(options.time_operators ? std::make_unique<cuda::OperatorTimer>() : nullptr) {}
 
 CudaDevice::~CudaDevice() {
+  Use();
   if (timer_ != nullptr) timer_->Log();
 }
 
 absl::StatusOr<Buffer> CudaDevice::Allocate(int64_t bytes, MemoryPurpose purpose) {
   if (bytes == 0) return Buffer();
+  Use();
   if (purpose == MemoryPurpose::kEmbedding) {
     ISOTHERM_ASSIGN_OR_RETURN(cuda::PinnedMemory pinned, cuda::AllocatePinned(bytes));
     auto owner = std::make_shared<cuda::PinnedMemory>(std::move(pinned));
@@ -124,6 +135,7 @@ absl::Status CudaDevice::Write(const Buffer& buffer, int64_t offset, int64_t byt
     return absl::InternalError(absl::StrCat("write of ", bytes, " bytes at ", offset, " into a buffer of ",
                                             buffer.bytes(), " bytes"));
   }
+  Use();
   cudaPointerAttributes attributes;
   ISOTHERM_RETURN_IF_ERROR(
       cuda::ToStatus(cudaPointerGetAttributes(&attributes, buffer.data()), "looking for a buffer"));
@@ -149,11 +161,13 @@ double CudaDevice::MeasureReadBandwidth(const Buffer& /*weights*/) {
 
 // Errors that end the context stay: every later call returns them.
 absl::Status CudaDevice::Health() const {
+  Use();
   const cudaError_t error = cudaStreamQuery(stream());
   return error == cudaErrorNotReady ? absl::OkStatus() : cuda::ToStatus(error, "the GPU is lost");
 }
 
 absl::StatusOr<int64_t> CudaDevice::AvailableMemory() const {
+  Use();
   size_t free = 0, total = 0;
   ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cudaMemGetInfo(&free, &total), "asking for the free memory"));
   return static_cast<int64_t>(free);
@@ -170,6 +184,7 @@ int64_t CudaDevice::OwnBytes(const FfnParameters& ffn, int64_t max_rows) const {
 }
 
 absl::Status CudaDevice::Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) {
+  Use();
   ffn_ = ffn;
   statistics_.layers.resize(layers);
   ISOTHERM_RETURN_IF_ERROR(tables_.Allocate(max_rows));
@@ -190,6 +205,7 @@ absl::Status CudaDevice::Configure(const FfnParameters& ffn, int64_t layers, int
 void CudaDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {
   placement_epoch_ = placement_epoch;
   if (channel == channel_) return;
+  Use();
   graphs_fit_ = true;
   graphs_.clear();  // the old channel's memory is in them
   direct_.reset();
@@ -215,6 +231,7 @@ void CudaDevice::AttachColdStream() {
 }
 
 void CudaDevice::BeginPass(const PassInput& input) {
+  Use();
   step_ = input.step;
   longest_ = 1 + *std::max_element(input.positions.begin(), input.positions.end());
   rows_ = input.rows();
@@ -283,6 +300,7 @@ absl::Status CudaDevice::Wait(const char* doing) {
 }
 
 absl::Status CudaDevice::Read(const float* source, int64_t count, float* out) {
+  Use();
   ISOTHERM_ASSIGN_OR_RETURN(uint8_t* const staging, Staging(Bytes<float>(count)));
   ISOTHERM_RETURN_IF_ERROR(
       cuda::ToStatus(cudaMemcpyAsync(staging, source, Bytes<float>(count), cudaMemcpyDeviceToHost, stream()),
@@ -290,6 +308,27 @@ absl::Status CudaDevice::Read(const float* source, int64_t count, float* out) {
   ISOTHERM_RETURN_IF_ERROR(Wait("reading results"));
   std::memcpy(out, staging, Bytes<float>(count));
   return absl::OkStatus();
+}
+
+absl::Status CudaDevice::Import(Device& from, const float* source, int64_t count, float* out) {
+  // What another GPU holds is at an address of its own, as is the host's memory.
+  Use();
+  AllowPeer(source);
+  return cuda::ToStatus(cudaMemcpyAsync(out, source, Bytes<float>(count), cudaMemcpyDefault, stream()),
+                        "taking over from another device");
+}
+
+// A copy from another GPU goes through the host until this GPU may read there, where it can.
+void CudaDevice::AllowPeer(const void* memory) {
+  cudaPointerAttributes attributes;
+  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess ||
+      attributes.type != cudaMemoryTypeDevice || attributes.device == number_ ||
+      !peers_.insert(attributes.device).second) {
+    return;
+  }
+  // Already allowed, or not to be had: the copy works in any case. The error must not be seen by others.
+  static_cast<void>(cudaDeviceEnablePeerAccess(attributes.device, 0));
+  static_cast<void>(cudaGetLastError());
 }
 
 PassStatistics CudaDevice::TakeStatistics() {
@@ -300,6 +339,7 @@ PassStatistics CudaDevice::TakeStatistics() {
 }
 
 FiringCounts CudaDevice::TakeFirings() {
+  Use();
   std::vector<unsigned> counts(statistics_.layers.size() * ffn_.ffn);
   const int64_t bytes = Bytes<unsigned>(static_cast<int64_t>(counts.size()));
   cudaError_t error = cudaMemcpyAsync(counts.data(), firings_.get(), bytes, cudaMemcpyDeviceToHost, stream());

@@ -4,6 +4,7 @@
 #include <compare>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,7 @@ class CudaDevice final : public Device {
   void BeginPass(const PassInput& input) override;
   absl::Status EndPass() override;
   absl::Status Read(const float* source, int64_t count, float* out) override;
+  absl::Status Import(Device& from, const float* source, int64_t count, float* out) override;
 
   void Embed(const Embedding& embedding, float* x) override;
   void Normalize(const Norm& norm, const float* x, int64_t rows, int64_t n, float* out) override;
@@ -91,6 +93,10 @@ class CudaDevice final : public Device {
   CudaDevice(const CudaDeviceOptions& options, std::string name, int64_t context_bytes, cuda::Stream stream,
              std::unique_ptr<cuda::Cublas> cublas);
 
+  // Makes this device the one that the calling thread's CUDA calls are about; whatever can be called outside
+  // a pass begins with it.
+  void Use() const { static_cast<void>(cudaSetDevice(number_)); }
+  void AllowPeer(const void* memory);
   cudaStream_t stream() const { return stream_.get(); }
   cuda::FfnCounters* HotCounters(int64_t layer) const {
     return static_cast<cuda::FfnCounters*>(counters_.get()) + layer;
@@ -150,12 +156,14 @@ class CudaDevice final : public Device {
   absl::StatusOr<uint8_t*> Staging(int64_t bytes);
 
   const std::string name_;
+  const int number_;
   const int64_t context_bytes_;  // context and cuBLAS
   const bool graphs_enabled_;
   const int64_t stream_rows_;
   base::ThreadPool loader_pool_;
   cuda::Stream stream_;
   std::unique_ptr<cuda::Cublas> cublas_;
+  std::set<int> peers_;  // GPUs whose memory this one was allowed to read, if it can
 
   FfnParameters ffn_;
   exchange::Channel* channel_ = nullptr;

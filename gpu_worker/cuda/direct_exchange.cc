@@ -64,18 +64,13 @@ absl::StatusOr<std::unique_ptr<DirectExchange>> DirectExchange::Attach(exchange:
 }
 
 absl::Status DirectExchange::Register() {
-  ISOTHERM_RETURN_IF_ERROR(ToStatus(cudaHostRegister(memory_.base, memory_.bytes, cudaHostRegisterMapped),
-                                    "registering the exchange's shared memory"));
-  registered_ = true;
+  ISOTHERM_ASSIGN_OR_RETURN(registration_, RegisterHost(memory_.base, memory_.bytes, /*read_only=*/false,
+                                                        "registering the exchange's shared memory"));
   void* device = nullptr;
   ISOTHERM_RETURN_IF_ERROR(
       ToStatus(cudaHostGetDevicePointer(&device, memory_.base, 0), "mapping the exchange's shared memory"));
   region_ = MapRegion(static_cast<uint8_t*>(device), memory_);
   return absl::OkStatus();
-}
-
-DirectExchange::~DirectExchange() {
-  if (registered_) static_cast<void>(cudaHostUnregister(memory_.base));
 }
 
 int64_t DirectExchange::StateBytes() const {

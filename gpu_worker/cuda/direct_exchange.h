@@ -20,7 +20,6 @@ class DirectExchange {
  public:
   // Null where the channel has no shared memory. The channel outlives the result.
   static absl::StatusOr<std::unique_ptr<DirectExchange>> Attach(exchange::Channel& channel, int64_t layers);
-  ~DirectExchange();
   DirectExchange(const DirectExchange&) = delete;
   DirectExchange& operator=(const DirectExchange&) = delete;
 
@@ -48,7 +47,7 @@ class DirectExchange {
   exchange::Channel& channel_;
   const exchange::SharedMemory memory_;
   const int64_t layers_;
-  bool registered_ = false;
+  std::shared_ptr<void> registration_;
   ExchangeRegion region_;
   // An ExchangeState and a record for each layer, on both sides.
   DeviceMemory state_;

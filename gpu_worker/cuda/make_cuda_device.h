@@ -14,6 +14,7 @@ namespace isotherm::gpu_worker {
 inline constexpr int64_t kDefaultStreamRows = 17;
 
 struct CudaDeviceOptions {
+  int number = 0;  // among the visible GPUs
   int loader_threads = 1;
   // Hold decode passes as CUDA graphs.
   bool graphs = true;
@@ -24,8 +25,9 @@ struct CudaDeviceOptions {
   bool time_operators = false;
 };
 
-// Device `cuda` on the first visible GPU. FailedPrecondition, saying what is missing, in a build without
-// CUDA, without a driver, without a GPU of compute capability 8.0 or later and without cuBLAS.
+// Device `cuda` on one of the visible GPUs. FailedPrecondition, saying what is missing, in a build without
+// CUDA, without a driver, without a GPU of that number and of compute capability 8.0 or later, and without
+// cuBLAS.
 absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(const CudaDeviceOptions& options);
 
 }  // namespace isotherm::gpu_worker

@@ -1,6 +1,9 @@
 #include "gpu_worker/cuda/runtime.h"
 
+#include <map>
+
 #include "absl/strings/str_cat.h"
+#include "common/base/mutex.h"
 #include "common/base/status_macros.h"
 
 namespace isotherm::gpu_worker::cuda {
@@ -60,6 +63,20 @@ absl::StatusOr<PinnedMemory> AllocatePinned(int64_t bytes) {
   }
   ISOTHERM_RETURN_IF_ERROR(ToStatus(error, "allocating page-locked host memory"));
   return PinnedMemory(memory);
+}
+
+absl::StatusOr<std::shared_ptr<void>> RegisterHost(void* base, int64_t bytes, bool read_only,
+                                                   const char* what) {
+  static base::Mutex* const mutex = new base::Mutex();
+  static auto* const registered = new std::map<void*, std::weak_ptr<void>>();
+  base::MutexLock lock(mutex);
+  if (std::shared_ptr<void> shared = (*registered)[base].lock(); shared != nullptr) return shared;
+  const unsigned flags =
+      cudaHostRegisterPortable | (read_only ? cudaHostRegisterReadOnly : cudaHostRegisterMapped);
+  ISOTHERM_RETURN_IF_ERROR(ToStatus(cudaHostRegister(base, static_cast<size_t>(bytes), flags), what));
+  std::shared_ptr<void> owner(base, [](void* memory) { static_cast<void>(cudaHostUnregister(memory)); });
+  (*registered)[base] = owner;
+  return owner;
 }
 
 }  // namespace isotherm::gpu_worker::cuda

@@ -51,8 +51,13 @@ absl::StatusOr<Stream> MakeStream();
 absl::StatusOr<Stream> MakeLowPriorityStream();
 absl::StatusOr<Event> MakeEvent();
 absl::StatusOr<DeviceMemory> AllocateDevice(int64_t bytes);
-// Page-locked host memory that the device can read and write at its own address.
+// Page-locked host memory that every device can read and write at its own address.
 absl::StatusOr<PinnedMemory> AllocatePinned(int64_t bytes);
+
+// Memory of the process made known to the driver, for every device, while any of the results is held: it may
+// be registered once only, whoever wants it. `read_only`: devices may not write there, nor may the process.
+absl::StatusOr<std::shared_ptr<void>> RegisterHost(void* base, int64_t bytes, bool read_only,
+                                                   const char* what);
 
 }  // namespace isotherm::gpu_worker::cuda
 

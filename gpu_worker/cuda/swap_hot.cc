@@ -12,6 +12,7 @@ absl::Status CudaDevice::WriteBeside(const Buffer& buffer, int64_t bytes,
     return absl::InternalError(
         absl::StrCat("write of ", bytes, " bytes into a buffer of ", buffer.bytes(), " bytes"));
   }
+  Use();
   if (beside_stream_.get() == nullptr) {
     ISOTHERM_ASSIGN_OR_RETURN(beside_stream_, cuda::MakeLowPriorityStream());
   }
@@ -29,6 +30,7 @@ absl::Status CudaDevice::WriteBeside(const Buffer& buffer, int64_t bytes,
 }
 
 absl::Status CudaDevice::SwapHot(const HotSwap* swaps, int64_t count) {
+  Use();
   ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cuda::SwapHot(swaps, count, stream()), "swapping hot neurons"));
   return Wait("swapping hot neurons");
 }

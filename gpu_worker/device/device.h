@@ -202,6 +202,9 @@ class Device {
   virtual absl::Status EndPass() = 0;
   // Copies to host memory; valid after EndPass returned.
   virtual absl::Status Read(const float* source, int64_t count, float* out) = 0;
+  // out[0, count) = what `from` holds at `source`, between the passes of both; a pass that begins afterwards
+  // finds it there.
+  virtual absl::Status Import(Device& from, const float* source, int64_t count, float* out) = 0;
 
   // x[r] = scale * token row tokens[r], plus position row (positions[r] + position_offset) where positions
   // are learned.

@@ -25,16 +25,20 @@ void PrefetchAttention(const model::Model& model, int64_t index) {
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model,
                                                        const RunnerOptions& options,
-                                                       const neuron::Placement& placement,
+                                                       const neuron::Placement& placement, LayerRange layers,
                                                        std::unique_ptr<Predictor> predictor, Device& device,
                                                        const std::function<absl::Status()>& progress) {
-  std::unique_ptr<Decoder> decoder(new Decoder(model.hyperparameters(), device));
+  std::unique_ptr<Decoder> decoder(new Decoder(model.hyperparameters(), layers, device));
   decoder->predictor_ = std::move(predictor);
   ISOTHERM_RETURN_IF_ERROR(device.Configure(MakeFfnParameters(model.hyperparameters()),
                                             model.hyperparameters().layers, options.max_rows()));
-  ISOTHERM_RETURN_IF_ERROR(decoder->LoadHead(model));
+  if (decoder->is_first()) model.file().PrefetchPages(*model.token_embedding().info);
+  if (decoder->is_last()) model.file().PrefetchPages(*model.output().info);
+  PrefetchAttention(model, layers.begin);
+  if (decoder->is_last()) ISOTHERM_RETURN_IF_ERROR(decoder->LoadHead(model));
+  if (decoder->is_first()) ISOTHERM_RETURN_IF_ERROR(decoder->LoadEmbedding(model));
   ISOTHERM_RETURN_IF_ERROR(decoder->LoadRope(model));
-  for (int64_t l = 0; l < model.hyperparameters().layers; ++l) {
+  for (int64_t l = layers.begin; l < layers.end; ++l) {
     ISOTHERM_RETURN_IF_ERROR(decoder->LoadLayer(model, l, options, placement));
     ISOTHERM_RETURN_IF_ERROR(progress());
   }
@@ -44,22 +48,23 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const model::Model& model
 
 absl::Status Decoder::LoadHead(const model::Model& model) {
   constexpr MemoryPurpose kPurpose = MemoryPurpose::kHead;
-  constexpr MemoryPurpose kEmbedding = MemoryPurpose::kEmbedding;
-  model.file().PrefetchPages(*model.token_embedding().info);
-  model.file().PrefetchPages(*model.output().info);
-  PrefetchAttention(model, 0);
   ISOTHERM_ASSIGN_OR_RETURN(output_, LoadMatrix(model, model.output(), kPurpose, device_));
-  if (TiesEmbedding(model)) {
-    embedding_ = output_;
-  } else {
-    ISOTHERM_ASSIGN_OR_RETURN(embedding_, LoadMatrix(model, model.token_embedding(), kEmbedding, device_));
-  }
-  if (model.position_embedding().present()) {
-    ISOTHERM_ASSIGN_OR_RETURN(positions_, LoadMatrix(model, model.position_embedding(), kEmbedding, device_));
-  }
   // The head is linear, so that its scale may go into the norm before it.
   ISOTHERM_ASSIGN_OR_RETURN(output_norm_,
                             LoadNorm(model, model.output_norm(), kPurpose, device_, h_.logit_scale));
+  return absl::OkStatus();
+}
+
+absl::Status Decoder::LoadEmbedding(const model::Model& model) {
+  constexpr MemoryPurpose kPurpose = MemoryPurpose::kEmbedding;
+  if (is_last() && TiesEmbedding(model)) {
+    embedding_ = output_;
+  } else {
+    ISOTHERM_ASSIGN_OR_RETURN(embedding_, LoadMatrix(model, model.token_embedding(), kPurpose, device_));
+  }
+  if (model.position_embedding().present()) {
+    ISOTHERM_ASSIGN_OR_RETURN(positions_, LoadMatrix(model, model.position_embedding(), kPurpose, device_));
+  }
   return absl::OkStatus();
 }
 
@@ -92,16 +97,14 @@ absl::Status Decoder::LoadLayer(const model::Model& model, int64_t index, const 
                                 const neuron::Placement& placement) {
   constexpr MemoryPurpose kPurpose = MemoryPurpose::kAttention;
   const model::Layer& source = model.layers()[index];
-  LayerWeights layer;
+  LayerWeights& layer = layers_[index];
   ISOTHERM_RETURN_IF_ERROR(LoadAttention(model, index, options, layer));
   ISOTHERM_ASSIGN_OR_RETURN(layer.ffn_norm, LoadNorm(model, source.ffn_norm, kPurpose, device_));
   if (source.down_bias.present()) {
     ISOTHERM_ASSIGN_OR_RETURN(layer.down_bias, LoadVector(model, source.down_bias, kPurpose, device_));
   }
   PrefetchAttention(model, index + 1);
-  ISOTHERM_RETURN_IF_ERROR(LoadHotNeurons(model, index, placement, layer));
-  layers_.push_back(std::move(layer));
-  return absl::OkStatus();
+  return LoadHotNeurons(model, index, placement, layer);
 }
 
 absl::Status Decoder::LoadAttention(const model::Model& model, int64_t index, const RunnerOptions& options,
@@ -183,8 +186,8 @@ absl::Status Decoder::AllocateWorkspace(const RunnerOptions& options) {
       {&k_, rows * key},
       {&v_, rows * key},
       {&scores_, rows * h_.ffn},
-      {&logits_, (options.max_decode_rows + kScoreRows) * h_.vocabulary},
-      {&log_probabilities_, rows},
+      {&logits_, is_last() ? (options.max_decode_rows + kScoreRows) * h_.vocabulary : 0},
+      {&log_probabilities_, is_last() ? rows : 0},
       {&masks_, rows * neuron::MaskWords(h_.ffn) * 2},
   };
   for (const auto& [buffer, floats] : wanted) {
@@ -196,22 +199,29 @@ absl::Status Decoder::AllocateWorkspace(const RunnerOptions& options) {
 
 std::vector<HotLayer> Decoder::HotLayers() const {
   std::vector<HotLayer> layers;
-  for (const LayerWeights& layer : layers_) layers.push_back(layer.hot);
+  for (int64_t l = range_.begin; l < range_.end; ++l) layers.push_back(layers_[l].hot);
   return layers;
+}
+
+absl::Status Decoder::Continue(const Decoder& before, int64_t rows) {
+  return device_.Import(before.device_, before.residual_.as<float>(), rows * h_.hidden,
+                        residual_.as<float>());
 }
 
 void Decoder::Enqueue(const Pass& pass) {
   const int64_t rows = pass.input.rows();
-  device_.Embed({embedding_.view, h_.embedding_scale, positions_.view, h_.position_offset},
-                residual_.as<float>());
+  if (is_first()) {
+    device_.Embed({embedding_.view, h_.embedding_scale, positions_.view, h_.position_offset},
+                  residual_.as<float>());
+  }
   if (!h_.parallel_attention) {
-    device_.Normalize(layers_[0].attention_norm.view, residual_.as<float>(), rows, h_.hidden,
+    device_.Normalize(layers_[range_.begin].attention_norm.view, residual_.as<float>(), rows, h_.hidden,
                       normed_.as<float>());
   }
-  for (int64_t l = 0; l < h_.layers; ++l) {
+  for (int64_t l = range_.begin; l < range_.end; ++l) {
     h_.parallel_attention ? EnqueueParallelLayer(l, rows) : EnqueueSequentialLayer(l, rows);
   }
-  if (!pass.input.output_rows.empty()) EnqueueHead(pass);
+  if (is_last() && !pass.input.output_rows.empty()) EnqueueHead(pass);
 }
 
 // From the normed input of this layer to that of the next.
@@ -224,7 +234,7 @@ void Decoder::EnqueueSequentialLayer(int64_t index, int64_t rows) {
 
   EnqueueHotFfn(EnqueueColdFfn(index, rows));
   const Term ffn{ffn_.as<float>(), layer.down_bias.as<float>(), h_.residual_scale};
-  if (index + 1 == h_.layers) return device_.Add(ffn.x, ffn.bias, ffn.scale, rows, h_.hidden, residual);
+  if (index + 1 == range_.end) return device_.Add(ffn.x, ffn.bias, ffn.scale, rows, h_.hidden, residual);
   device_.AddAndNormalize(ffn, layers_[index + 1].attention_norm.view, rows, h_.hidden, residual,
                           normed_.as<float>());
 }

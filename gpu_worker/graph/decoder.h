@@ -9,6 +9,7 @@
 #include "common/model/model.h"
 #include "common/neuron/placement.h"
 #include "gpu_worker/device/device.h"
+#include "gpu_worker/device/layer_range.h"
 #include "gpu_worker/device/matrix.h"
 #include "gpu_worker/graph/memory_plan.h"
 #include "gpu_worker/predict/predictor.h"
@@ -23,28 +24,32 @@ struct Pass {
   std::vector<uint32_t> targets;  // one for each output row after the first logit_rows
 };
 
-// The layers of a decoder on a device: weights, KV cache, workspace and the order of operators.
-// Thread-compatible.
+// Layers of a decoder on a device, all of them or some in a row: weights, KV cache, workspace and the order
+// of operators. The first layer's decoder has the embedding, the last one's the head. Thread-compatible.
 class Decoder {
  public:
-  // `progress` is called after each layer; an error ends the loading with it.
+  // The predictor is for these layers. `progress` is called after each; an error ends the loading with it.
   static absl::StatusOr<std::unique_ptr<Decoder>> Load(const model::Model& model,
                                                        const RunnerOptions& options,
-                                                       const neuron::Placement& placement,
+                                                       const neuron::Placement& placement, LayerRange layers,
                                                        std::unique_ptr<Predictor> predictor, Device& device,
                                                        const std::function<absl::Status()>& progress);
 
+  // Takes the hidden states of `rows` rows over from the decoder of the layers before these, whose pass is
+  // over.
+  absl::Status Continue(const Decoder& before, int64_t rows);
   // Enqueues the pass on the device, between its BeginPass and EndPass.
   void Enqueue(const Pass& pass);
 
-  // Device memory; valid after EndPass until the next pass.
+  // Device memory of the last layer's decoder; valid after EndPass until the next pass.
   const float* logits() const { return logits_.as<float>(); }  // [logit_rows, vocabulary]
   const float* log_probabilities() const { return log_probabilities_.as<float>(); }  // [targets]
 
   const Predictor& predictor() const { return *predictor_; }
-  // The head's matrix, which every pass that wants logits reads.
+  // The head's matrix, which every pass that wants logits reads; of the last layer's decoder.
   const Buffer& head() const { return output_.buffer; }
-  // The hot neurons of every layer, for whoever swaps them between passes; valid while this lives.
+  LayerRange layers() const { return range_; }
+  // The hot neurons of each of the layers, for whoever swaps them between passes; valid while this lives.
   std::vector<HotLayer> HotLayers() const;
 
  private:
@@ -58,12 +63,15 @@ class Decoder {
     HotLayer hot;
   };
 
-  Decoder(const model::Hyperparameters& hyperparameters, Device& device)
-      : h_(hyperparameters), device_(device) {}
+  Decoder(const model::Hyperparameters& hyperparameters, LayerRange layers, Device& device)
+      : h_(hyperparameters), range_(layers), device_(device), layers_(hyperparameters.layers) {}
+  bool is_first() const { return range_.begin == 0; }
+  bool is_last() const { return range_.end == h_.layers; }
   absl::Status LoadLayer(const model::Model& model, int64_t index, const RunnerOptions& options,
                          const neuron::Placement& placement);
   absl::Status LoadHotNeurons(const model::Model& model, int64_t index, const neuron::Placement& placement,
                               LayerWeights& layer);
+  absl::Status LoadEmbedding(const model::Model& model);
   absl::Status LoadHead(const model::Model& model);
   absl::Status LoadAttention(const model::Model& model, int64_t index, const RunnerOptions& options,
                              LayerWeights& layer);
@@ -78,9 +86,10 @@ class Decoder {
   void EnqueueHead(const Pass& pass);
 
   const model::Hyperparameters h_;
+  const LayerRange range_;
   Device& device_;
   std::unique_ptr<Predictor> predictor_;
-  std::vector<LayerWeights> layers_;
+  std::vector<LayerWeights> layers_;  // by the model's numbers; those outside the range are empty
   DeviceMatrix embedding_, positions_, output_;
   DeviceNorm output_norm_;
   Buffer inverse_frequency_;

@@ -9,20 +9,33 @@
 namespace isotherm::gpu_worker {
 
 absl::StatusOr<std::unique_ptr<HotSet>> HotSet::Create(const neuron::Placement& placement,
-                                                       std::vector<HotLayer> layers, int64_t staging_bytes,
-                                                       Device& device) {
-  for (const HotLayer& layer : layers) {
-    const int64_t one = layer.layout.bundle_bytes + static_cast<int64_t>(sizeof(HotSwap));
-    staging_bytes = std::max(staging_bytes, one);
+                                                       const std::vector<DeviceHotLayers>& devices,
+                                                       int64_t staging_bytes) {
+  std::unique_ptr<HotSet> hot_set(new HotSet());
+  for (const auto& [device, layers] : devices) {
+    int64_t bytes = staging_bytes;
+    for (const HotLayer& layer : layers) {
+      bytes = std::max(bytes, layer.layout.bundle_bytes + static_cast<int64_t>(sizeof(HotSwap)));
+    }
+    Part& part = hot_set->parts_.emplace_back();
+    part.device = device;
+    part.layers.begin = static_cast<int64_t>(hot_set->layers_.size());
+    part.layers.end = part.layers.begin + static_cast<int64_t>(layers.size());
+    ISOTHERM_ASSIGN_OR_RETURN(part.staging, device->Allocate(bytes, MemoryPurpose::kWorkspace));
+    hot_set->layers_.insert(hot_set->layers_.end(), layers.begin(), layers.end());
   }
-  std::unique_ptr<HotSet> hot_set(new HotSet(std::move(layers), device));
-  ISOTHERM_ASSIGN_OR_RETURN(hot_set->staging_, device.Allocate(staging_bytes, MemoryPurpose::kWorkspace));
   for (int64_t l = 0; l < placement.layers(); ++l) {
     std::vector<int32_t>& slots = hot_set->slots_.emplace_back(placement.ffn);
     int32_t slot = 0;
     for (const int32_t neuron : placement.HotNeurons(l)) slots[neuron] = slot++;
   }
   return hot_set;
+}
+
+size_t HotSet::PartOf(const neuron::Move& move) const {
+  size_t part = 0;
+  while (move.layer >= parts_[part].layers.end) ++part;
+  return part;
 }
 
 int64_t HotSet::Bytes(absl::Span<const neuron::Move> moves) const {
@@ -32,10 +45,13 @@ int64_t HotSet::Bytes(absl::Span<const neuron::Move> moves) const {
 }
 
 int64_t HotSet::Fitting(absl::Span<const neuron::Move> moves) const {
-  int64_t bytes = 0, fitting = 0;
+  std::vector<int64_t> room;
+  for (const Part& part : parts_) room.push_back(part.staging.bytes());
+  int64_t fitting = 0;
   for (const neuron::Move& move : moves) {
-    bytes += layers_[move.layer].layout.bundle_bytes + static_cast<int64_t>(sizeof(HotSwap));
-    if (bytes > staging_.bytes()) break;
+    int64_t& left = room[PartOf(move)];
+    left -= layers_[move.layer].layout.bundle_bytes + static_cast<int64_t>(sizeof(HotSwap));
+    if (left < 0) break;
     ++fitting;
   }
   return fitting;
@@ -54,11 +70,26 @@ HotSwap HotSet::MakeSwap(const neuron::Move& move, const uint8_t* bundle) const 
 }
 
 absl::Status HotSet::Stage(absl::Span<const neuron::Move> moves, ReadBundles read) {
-  staged_.clear();
+  Forget();
+  for (const neuron::Move& move : moves) parts_[PartOf(move)].staged.push_back(move);
+  absl::Status status;
+  for (const Part& part : parts_) {
+    if (status.ok() && !part.staged.empty()) status = StageOn(part, read);
+  }
+  if (!status.ok()) Forget();
+  return status;
+}
+
+void HotSet::Forget() {
+  for (Part& part : parts_) part.staged.clear();
+}
+
+absl::Status HotSet::StageOn(const Part& part, ReadBundles read) const {
+  const std::vector<neuron::Move>& moves = part.staged;
   const int64_t bundles = Bytes(moves);
   const int64_t bytes = bundles + static_cast<int64_t>(moves.size() * sizeof(HotSwap));
   absl::Status status;
-  ISOTHERM_RETURN_IF_ERROR(device_.WriteBeside(staging_, bytes, [&](uint8_t* out) {
+  ISOTHERM_RETURN_IF_ERROR(part.device->WriteBeside(part.staging, bytes, [&](uint8_t* out) {
     int64_t offset = 0;
     uint8_t* swaps = out + bundles;
     for (auto first = moves.begin(); first != moves.end() && status.ok();) {
@@ -67,7 +98,7 @@ absl::Status HotSet::Stage(absl::Span<const neuron::Move> moves, ReadBundles rea
       std::vector<int32_t> promoted;
       const int64_t start = offset;
       for (auto move = first; move != last; ++move) {
-        const HotSwap swap = MakeSwap(*move, staging_.data() + offset);
+        const HotSwap swap = MakeSwap(*move, part.staging.data() + offset);
         std::memcpy(swaps, &swap, sizeof(swap));
         swaps += sizeof(swap);
         promoted.push_back(move->promoted);
@@ -77,16 +108,17 @@ absl::Status HotSet::Stage(absl::Span<const neuron::Move> moves, ReadBundles rea
       first = last;
     }
   }));
-  ISOTHERM_RETURN_IF_ERROR(status);
-  staged_.assign(moves.begin(), moves.end());
-  return absl::OkStatus();
+  return status;
 }
 
 absl::Status HotSet::Commit() {
-  const auto* const swaps = reinterpret_cast<const HotSwap*>(staging_.data() + Bytes(staged_));
-  ISOTHERM_RETURN_IF_ERROR(device_.SwapHot(swaps, static_cast<int64_t>(staged_.size())));
-  for (const neuron::Move& move : std::exchange(staged_, {})) {
-    slots_[move.layer][move.promoted] = slots_[move.layer][move.demoted];
+  for (Part& part : parts_) {
+    if (part.staged.empty()) continue;
+    const auto* const swaps = reinterpret_cast<const HotSwap*>(part.staging.data() + Bytes(part.staged));
+    ISOTHERM_RETURN_IF_ERROR(part.device->SwapHot(swaps, static_cast<int64_t>(part.staged.size())));
+    for (const neuron::Move& move : std::exchange(part.staged, {})) {
+      slots_[move.layer][move.promoted] = slots_[move.layer][move.demoted];
+    }
   }
   return absl::OkStatus();
 }

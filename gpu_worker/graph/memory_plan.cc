@@ -1,7 +1,10 @@
 #include "gpu_worker/graph/memory_plan.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -9,6 +12,7 @@
 #include "common/neuron/bundle.h"
 #include "common/neuron/mask.h"
 #include "gpu_worker/device/matrix.h"
+#include "gpu_worker/graph/divide_layers.h"
 
 namespace isotherm::gpu_worker {
 namespace {
@@ -24,27 +28,88 @@ constexpr double kNominalReadBandwidth = 20e9;
 // scale only.
 constexpr double kPredictedOverActive = 1.3;
 
-int64_t& At(MemoryPlan& plan, MemoryPurpose purpose) { return plan.bytes[static_cast<int>(purpose)]; }
+int64_t& At(StagePlan& plan, MemoryPurpose purpose) { return plan.bytes[static_cast<int>(purpose)]; }
+int64_t At(const StagePlan& plan, MemoryPurpose purpose) { return plan.bytes[static_cast<int>(purpose)]; }
 
-int64_t AttentionBytes(const model::Model& model) {
-  int64_t bytes = 0;
-  for (const model::Layer& layer : model.layers()) {
-    for (const model::Affine* projection : {&layer.q, &layer.k, &layer.v, &layer.attention_output}) {
-      bytes += DeviceProjectionBytes(*projection);
-    }
-    bytes += DeviceNormBytes(layer.attention_norm) + DeviceNormBytes(layer.ffn_norm);
-    bytes += DeviceVectorBytes(layer.down_bias);
+int64_t AttentionBytes(const model::Layer& layer) {
+  int64_t bytes = DeviceNormBytes(layer.attention_norm) + DeviceNormBytes(layer.ffn_norm);
+  for (const model::Affine* projection : {&layer.q, &layer.k, &layer.v, &layer.attention_output}) {
+    bytes += DeviceProjectionBytes(*projection);
   }
-  return bytes;
+  return bytes + DeviceVectorBytes(layer.down_bias);
 }
 
-int64_t EmbeddingBytes(const model::Model& model) {
+// `with_head`: the head's matrix, which may be the embedding's too, is on the same device.
+int64_t EmbeddingBytes(const model::Model& model, bool with_head) {
   const int64_t positions = DeviceMatrixBytes(model.position_embedding());
-  return TiesEmbedding(model) ? positions : positions + DeviceMatrixBytes(model.token_embedding());
+  const bool shared = with_head && TiesEmbedding(model);
+  return shared ? positions : positions + DeviceMatrixBytes(model.token_embedding());
 }
 
 int64_t HeadBytes(const model::Model& model) {
   return DeviceMatrixBytes(model.output()) + DeviceNormBytes(model.output_norm());
+}
+
+int64_t KvBytesOfLayer(const model::Hyperparameters& h, const RunnerOptions& options) {
+  return 2 * options.kv_blocks() * options.kv_block_size * h.kv_heads *
+         kernels::KvRowBytes(options.kv_type, h.head_dim);
+}
+
+int64_t LogitBytes(const model::Hyperparameters& h, const RunnerOptions& options) {
+  return ((options.max_decode_rows + kScoreRows) * h.vocabulary + options.max_rows()) *
+         static_cast<int64_t>(sizeof(float));
+}
+
+// Without the logits.
+int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& options, int64_t layers) {
+  const int64_t rows = options.max_rows();
+  const int64_t query = h.heads * h.head_dim;
+  const int64_t key = h.kv_heads * h.head_dim;
+  // residual, normed, FFN input and output, gathered rows | q, attention | k, v | scores
+  const int64_t floats = rows * (5 * h.hidden + 2 * query + 2 * key + h.ffn) + h.rope_dims / 2;
+  const int64_t masks = (rows + layers) * neuron::MaskWords(h.ffn) * 8;
+  return floats * static_cast<int64_t>(sizeof(float)) + masks + options.hot_staging_bytes;
+}
+
+PredictorOptions PredictorOf(const RunnerOptions& options) {
+  return {options.predictor, options.predictor_threshold_shift, options.max_rows()};
+}
+
+// All that a device holds but its hot neurons.
+absl::StatusOr<StagePlan> PlanDenseParts(const model::Model& model, const RunnerOptions& options,
+                                         LayerRange layers, const DeviceMemoryTraits& device) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  const bool first = layers.begin == 0;
+  const bool last = layers.end == h.layers;
+  StagePlan plan{.layers = layers};
+  At(plan, MemoryPurpose::kDevice) = device.own_bytes;
+  if (first && !device.embeds_from_host) At(plan, MemoryPurpose::kEmbedding) = EmbeddingBytes(model, last);
+  if (last) At(plan, MemoryPurpose::kHead) = HeadBytes(model);
+  for (int64_t l = layers.begin; l < layers.end; ++l) {
+    At(plan, MemoryPurpose::kAttention) += AttentionBytes(model.layers()[l]);
+  }
+  At(plan, MemoryPurpose::kKvCache) = layers.count() * KvBytesOfLayer(h, options);
+  ISOTHERM_ASSIGN_OR_RETURN(At(plan, MemoryPurpose::kPredictor),
+                            PredictorBytes(model, PredictorOf(options), layers));
+  At(plan, MemoryPurpose::kWorkspace) =
+      WorkspaceBytes(h, options, layers.count()) + (last ? LogitBytes(h, options) : 0);
+  return plan;
+}
+
+// As heavy as the devices would be with every neuron hot.
+absl::StatusOr<ModelWeight> Weigh(const model::Model& model, const RunnerOptions& options,
+                                  const neuron::PlanInput& input, const DeviceMemoryTraits& first) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  ModelWeight weight;
+  for (int64_t l = 0; l < h.layers; ++l) {
+    ISOTHERM_ASSIGN_OR_RETURN(const int64_t predictor,
+                              PredictorBytes(model, PredictorOf(options), {l, l + 1}));
+    weight.layers.push_back(AttentionBytes(model.layers()[l]) + KvBytesOfLayer(h, options) + predictor +
+                            h.ffn * input.neuron_bytes[l]);
+  }
+  if (!first.embeds_from_host) weight.first = EmbeddingBytes(model, /*with_head=*/false);
+  weight.last = HeadBytes(model) + LogitBytes(h, options);
+  return weight;
 }
 
 absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model,
@@ -74,76 +139,115 @@ absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model,
 // Rounded up, in GiB: the budget that a message names must do.
 double LeastBudget(int64_t bytes) { return std::ceil(bytes / kMiB / 1024 * 1000) / 1000; }
 
-absl::StatusOr<neuron::Plan> PlaceNeurons(const neuron::PlanInput& input,
-                                          const std::optional<neuron::Placement>& placement,
-                                          int64_t dense_bytes) {
+// The part of the input that is about these layers.
+neuron::PlanInput Restrict(const neuron::PlanInput& whole, LayerRange layers) {
+  neuron::PlanInput part = whole;
+  part.layers = layers.count();
+  part.neuron_bytes.assign(whole.neuron_bytes.begin() + layers.begin,
+                           whole.neuron_bytes.begin() + layers.end);
+  if (!whole.counts.empty()) {
+    part.counts.assign(whole.counts.begin() + layers.begin, whole.counts.begin() + layers.end);
+  }
+  return part;
+}
+
+void Append(neuron::Plan part, neuron::Plan& whole) {
+  const auto append = [](auto& from, auto& to) {
+    std::move(from.begin(), from.end(), std::back_inserter(to));
+  };
+  whole.placement.epoch = part.placement.epoch;
+  whole.placement.ffn = part.placement.ffn;
+  append(part.placement.hot, whole.placement.hot);
+  append(part.coverage, whole.coverage);
+  whole.ffn_seconds += part.ffn_seconds;
+  whole.hot_bytes += part.hot_bytes;
+}
+
+// `input` is about the stage's layers and says what is left of its part of the budget, of which there are
+// `parts`.
+absl::StatusOr<neuron::Plan> PlaceNeurons(const neuron::PlanInput& input, const StagePlan& stage,
+                                          const std::optional<neuron::Placement>& placement, int64_t parts) {
   if (!placement.has_value()) return neuron::PlanPlacement(input);
-  ISOTHERM_ASSIGN_OR_RETURN(neuron::Plan plan, neuron::AssessPlacement(input, *placement));
+  neuron::Placement here = *placement;
+  here.hot.assign(placement->hot.begin() + stage.layers.begin, placement->hot.begin() + stage.layers.end);
+  ISOTHERM_ASSIGN_OR_RETURN(neuron::Plan plan, neuron::AssessPlacement(input, here));
   if (plan.hot_bytes <= input.hot_budget_bytes) return plan;
   return absl::ResourceExhaustedError(absl::StrFormat(
       "the hot neurons of --placement take %.1f MiB, and --vram-budget leaves %.1f MiB for them. Raise the "
       "budget to %.3f GiB, or leave out --placement",
-      plan.hot_bytes / kMiB, input.hot_budget_bytes / kMiB, LeastBudget(dense_bytes + plan.hot_bytes)));
+      plan.hot_bytes / kMiB, input.hot_budget_bytes / kMiB,
+      LeastBudget(parts * (stage.total() + plan.hot_bytes))));
+}
+
+// What each device may hold; absent: as much as it takes. ResourceExhausted where that is less than a stage's
+// dense parts.
+absl::StatusOr<std::optional<int64_t>> BudgetOfEach(const model::Model& model, const RunnerOptions& options,
+                                                    const std::vector<StagePlan>& stages) {
+  if (!options.budget_bytes.has_value()) return std::nullopt;
+  const auto parts = static_cast<int64_t>(stages.size());
+  const int64_t each = *options.budget_bytes / parts;
+  const StagePlan& largest =
+      *std::max_element(stages.begin(), stages.end(),
+                        [](const StagePlan& a, const StagePlan& b) { return a.total() < b.total(); });
+  if (largest.total() <= each) return each;
+  const auto mib = [&](MemoryPurpose purpose) { return At(largest, purpose) / kMiB; };
+  const std::string where = parts == 1 ? "" : absl::StrFormat(" on %d devices", parts);
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "--vram-budget of %.3f GiB%s is too small for '%s': the device's own %.1f MiB, attention %.1f MiB, "
+      "embedding and head %.1f MiB, KV cache of %d tokens %.1f MiB, predictor '%s' %.1f MiB and workspace "
+      "%.1f MiB%s need %.3f GiB before the first hot neuron. Raise the budget, or lower --kv-tokens, --ctx "
+      "or "
+      "--max-prefill-rows",
+      *options.budget_bytes / kMiB / 1024, where, model.DisplayName(), mib(MemoryPurpose::kDevice),
+      mib(MemoryPurpose::kAttention), mib(MemoryPurpose::kEmbedding) + mib(MemoryPurpose::kHead),
+      options.kv_tokens, mib(MemoryPurpose::kKvCache), PredictorKindName(options.predictor),
+      mib(MemoryPurpose::kPredictor), mib(MemoryPurpose::kWorkspace),
+      parts == 1 ? "" : " on the fullest device, as much on each,", LeastBudget(parts * largest.total())));
 }
 
 }  // namespace
 
-int64_t MemoryPlan::total() const { return std::accumulate(bytes.begin(), bytes.end(), int64_t{0}); }
+int64_t StagePlan::total() const { return std::accumulate(bytes.begin(), bytes.end(), int64_t{0}); }
 
-int64_t KvBytes(const model::Hyperparameters& h, const RunnerOptions& options) {
-  return 2 * h.layers * options.kv_blocks() * options.kv_block_size * h.kv_heads *
-         kernels::KvRowBytes(options.kv_type, h.head_dim);
+int64_t MemoryPlan::bytes(MemoryPurpose purpose) const {
+  int64_t sum = 0;
+  for (const StagePlan& stage : stages) sum += At(stage, purpose);
+  return sum;
 }
 
-int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& options) {
-  const int64_t rows = options.max_rows();
-  const int64_t query = h.heads * h.head_dim;
-  const int64_t key = h.kv_heads * h.head_dim;
-  // residual, normed, FFN input and output, gathered rows | q, attention | k, v | scores
-  const int64_t floats = rows * (5 * h.hidden + 2 * query + 2 * key + h.ffn) +
-                         (options.max_decode_rows + kScoreRows) * h.vocabulary + rows;
-  const int64_t masks = rows * neuron::MaskWords(h.ffn) * 8 + h.layers * neuron::MaskWords(h.ffn) * 8;
-  return floats * static_cast<int64_t>(sizeof(float)) + masks +
-         h.rope_dims / 2 * static_cast<int64_t>(sizeof(float)) + options.hot_staging_bytes;
+int64_t MemoryPlan::total() const {
+  int64_t sum = 0;
+  for (const StagePlan& stage : stages) sum += stage.total();
+  return sum;
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const PlacementSource& source, const DeviceMemoryTraits& device) {
+                                      const PlacementSource& source,
+                                      const std::vector<DeviceMemoryTraits>& devices) {
   const model::Hyperparameters& h = model.hyperparameters();
-  MemoryPlan plan;
-  At(plan, MemoryPurpose::kDevice) = device.own_bytes;
-  if (!device.embeds_from_host) At(plan, MemoryPurpose::kEmbedding) = EmbeddingBytes(model);
-  At(plan, MemoryPurpose::kAttention) = AttentionBytes(model);
-  At(plan, MemoryPurpose::kHead) = HeadBytes(model);
-  At(plan, MemoryPurpose::kKvCache) = KvBytes(h, options);
-  PredictorOptions predictor{options.predictor, options.predictor_threshold_shift, options.max_rows()};
-  ISOTHERM_ASSIGN_OR_RETURN(At(plan, MemoryPurpose::kPredictor), PredictorBytes(model, predictor));
-  At(plan, MemoryPurpose::kWorkspace) = WorkspaceBytes(h, options);
-
-  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input,
-                            MakePlanInput(model, source.profile, kNominalReadBandwidth));
-  const int64_t dense = plan.total();
-  if (options.budget_bytes.has_value()) {
-    if (dense > *options.budget_bytes) {
-      return absl::ResourceExhaustedError(
-          absl::StrFormat("--vram-budget of %.3f GiB is too small for '%s': the device's own %.1f MiB, "
-                          "attention %.1f MiB, embedding and head %.1f MiB, KV cache of %d "
-                          "tokens %.1f MiB, predictor '%s' %.1f MiB and workspace %.1f MiB need %.3f GiB "
-                          "before the first hot neuron. Raise "
-                          "the budget, or lower --kv-tokens, --ctx or --max-prefill-rows",
-                          *options.budget_bytes / kMiB / 1024, model.DisplayName(),
-                          At(plan, MemoryPurpose::kDevice) / kMiB, At(plan, MemoryPurpose::kAttention) / kMiB,
-                          (At(plan, MemoryPurpose::kEmbedding) + At(plan, MemoryPurpose::kHead)) / kMiB,
-                          options.kv_tokens, At(plan, MemoryPurpose::kKvCache) / kMiB,
-                          PredictorKindName(options.predictor), At(plan, MemoryPurpose::kPredictor) / kMiB,
-                          At(plan, MemoryPurpose::kWorkspace) / kMiB, LeastBudget(dense)));
-    }
-    input.hot_budget_bytes = *options.budget_bytes - dense;
-  } else {
-    for (int64_t l = 0; l < h.layers; ++l) input.hot_budget_bytes += h.ffn * input.neuron_bytes[l];
+  const auto parts = static_cast<int64_t>(devices.size());
+  if (parts > h.layers) {
+    return absl::InvalidArgumentError(absl::StrFormat("%d devices for '%s', which has %d layers: name fewer",
+                                                      parts, model.DisplayName(), h.layers));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(plan.neurons, PlaceNeurons(input, source.placement, dense));
-  At(plan, MemoryPurpose::kHotNeurons) = plan.neurons.hot_bytes;
+  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, source.profile, kNominalReadBandwidth));
+  ISOTHERM_ASSIGN_OR_RETURN(const ModelWeight weight, Weigh(model, options, input, devices.front()));
+  const std::vector<LayerRange> ranges = DivideLayers(weight, parts);
+  MemoryPlan plan;
+  for (int64_t i = 0; i < parts; ++i) {
+    ISOTHERM_ASSIGN_OR_RETURN(plan.stages.emplace_back(),
+                              PlanDenseParts(model, options, ranges[i], devices[i]));
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(const std::optional<int64_t> budget, BudgetOfEach(model, options, plan.stages));
+  for (StagePlan& stage : plan.stages) {
+    neuron::PlanInput part = Restrict(input, stage.layers);
+    const int64_t bytes_of_one =
+        std::accumulate(part.neuron_bytes.begin(), part.neuron_bytes.end(), int64_t{0});
+    part.hot_budget_bytes = budget.has_value() ? *budget - stage.total() : h.ffn * bytes_of_one;
+    ISOTHERM_ASSIGN_OR_RETURN(neuron::Plan placed, PlaceNeurons(part, stage, source.placement, parts));
+    At(stage, MemoryPurpose::kHotNeurons) = placed.hot_bytes;
+    Append(std::move(placed), plan.neurons);
+  }
   return plan;
 }
 
@@ -153,7 +257,8 @@ absl::StatusOr<double> PredictStepSeconds(const model::Model& model,
   ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, profile, read_bandwidth));
   input.hot_time = input.cold_time;
   ISOTHERM_ASSIGN_OR_RETURN(const neuron::Plan timed, neuron::AssessPlacement(input, placement));
-  const int64_t dense = AttentionBytes(model) + DeviceMatrixBytes(model.output());
+  int64_t dense = DeviceMatrixBytes(model.output());
+  for (const model::Layer& layer : model.layers()) dense += AttentionBytes(layer);
   return static_cast<double>(dense) / read_bandwidth + timed.ffn_seconds;
 }
 
@@ -161,14 +266,19 @@ std::string MemoryPlan::ToString(const model::Model& model) const {
   const model::Hyperparameters& h = model.hyperparameters();
   std::string text = "plan:";
   for (int i = 0; i < kMemoryPurposes; ++i) {
-    absl::StrAppendFormat(&text, " %s %.1f MiB,", MemoryPurposeName(static_cast<MemoryPurpose>(i)),
-                          bytes[i] / kMiB);
+    const auto purpose = static_cast<MemoryPurpose>(i);
+    absl::StrAppendFormat(&text, " %s %.1f MiB,", MemoryPurposeName(purpose), bytes(purpose) / kMiB);
   }
   double coverage = 0;
   for (double layer : neurons.coverage) coverage += layer / h.layers;
   absl::StrAppendFormat(
       &text, " total %.1f MiB; %.1f %% of neurons hot, expected to make %.1f %% of the firings",
       total() / kMiB, 100.0 * neurons.placement.HotCount() / (h.layers * h.ffn), 100 * coverage);
+  if (stages.size() == 1) return text;
+  for (const StagePlan& stage : stages) {
+    absl::StrAppendFormat(&text, "; layers %d to %d on a device with %.1f MiB", stage.layers.begin,
+                          stage.layers.end - 1, stage.total() / kMiB);
+  }
   return text;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/kernels/ops.h"
@@ -12,6 +13,7 @@
 #include "common/model/profile.h"
 #include "common/neuron/placement.h"
 #include "gpu_worker/device/device.h"
+#include "gpu_worker/device/layer_range.h"
 #include "gpu_worker/predict/predictor.h"
 
 namespace isotherm::gpu_worker {
@@ -34,9 +36,9 @@ struct RunnerOptions {
   int64_t max_decode_rows = 64;
   PredictorKind predictor = PredictorKind::kAll;
   float predictor_threshold_shift = 0;
-  // Bytes of device memory for everything; absent: all neurons hot.
+  // Bytes of device memory for everything, a like part on each device; absent: all neurons hot.
   std::optional<int64_t> budget_bytes;
-  // Room for neurons on their way into the hot set (HotSet); 0: it stays as it is.
+  // Room on each device for neurons on their way into the hot set (HotSet); 0: it stays as it is.
   int64_t hot_staging_bytes = 0;
   // For tests.
   std::optional<PlannedFault> planned_fault;
@@ -48,17 +50,23 @@ struct RunnerOptions {
 // Rows of logits kept at once while log-probabilities are computed.
 inline constexpr int64_t kScoreRows = 64;
 
-// Device memory in the order in which the budget pays for it; hot neurons get what is left.
-struct MemoryPlan {
+// What one device holds: its layers, and its memory in the order in which the budget pays for it; hot neurons
+// get what is left.
+struct StagePlan {
+  LayerRange layers;
   std::array<int64_t, kMemoryPurposes> bytes = {};
-  neuron::Plan neurons;
   int64_t total() const;
-  // For people: bytes by purpose, hot share and coverage.
-  std::string ToString(const model::Model& model) const;
 };
 
-int64_t KvBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
-int64_t WorkspaceBytes(const model::Hyperparameters& hyperparameters, const RunnerOptions& options);
+struct MemoryPlan {
+  std::vector<StagePlan> stages;  // in the order of the layers
+  neuron::Plan neurons;
+  // Of all devices.
+  int64_t bytes(MemoryPurpose purpose) const;
+  int64_t total() const;
+  // For people: bytes by purpose, hot share and coverage, and the devices' layers.
+  std::string ToString(const model::Model& model) const;
+};
 
 // What says which neurons shall be hot.
 struct PlacementSource {
@@ -72,11 +80,13 @@ struct DeviceMemoryTraits {
   bool embeds_from_host = false;
 };
 
-// Depends on the arguments alone, so that every start makes the same plan of the same files and flags.
-// ResourceExhausted, naming the least budget that would do, when not even the dense parts or the hot neurons
-// of source.placement fit.
+// Divides the layers over the devices so that they hold about as much each with every neuron hot, and then
+// each device's part of the budget. Depends on the arguments alone, so that every start makes the same plan of
+// the same files and flags. InvalidArgument for more devices than layers. ResourceExhausted, naming the least
+// budget that would do, when not even the dense parts or the hot neurons of source.placement fit.
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const PlacementSource& source, const DeviceMemoryTraits& device = {});
+                                      const PlacementSource& source,
+                                      const std::vector<DeviceMemoryTraits>& devices = {{}});
 
 // Predicted for a decode step of one sequence: what it reads over the read bandwidth, the hot and the cold
 // half of a layer side by side, and the exchanges.

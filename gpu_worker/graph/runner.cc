@@ -43,13 +43,9 @@ absl::Duration Median(std::vector<absl::Duration> values) {
 
 }  // namespace
 
-Runner::Runner(const model::Hyperparameters& hyperparameters, const RunnerOptions& options, Decoder* decoder,
-               Device* device)
-    : h_(hyperparameters),
-      options_(options),
-      decoder_(decoder),
-      device_(device),
-      layer_totals_(hyperparameters.layers) {}
+Runner::Runner(const model::Hyperparameters& hyperparameters, const RunnerOptions& options,
+               Pipeline* pipeline)
+    : h_(hyperparameters), options_(options), pipeline_(pipeline), layer_totals_(hyperparameters.layers) {}
 
 absl::StatusOr<v1::StepSuccess> Runner::Run(const v1::StepRequest& request) {
   ISOTHERM_RETURN_IF_ERROR(Validate(request));
@@ -60,18 +56,18 @@ absl::StatusOr<v1::StepSuccess> Runner::Run(const v1::StepRequest& request) {
   for (int i = 0; i < request.slices_size(); ++i) {
     success.add_outputs()->set_sequence_id(request.slices(i).sequence_id());
   }
-  const bool exact_before = decoder_->predictor().exact();
+  const bool exact_before = pipeline_->exact();
   for (const std::vector<int>& slices : DivideIntoPasses(request)) {
     if (absl::Status status = RunPass(request, slices, success, tally); !status.ok()) {
-      device_->TakeStatistics();  // a failed step's counts are discarded
+      pipeline_->TakeStatistics();  // a failed step's counts are discarded
       return status;
     }
   }
   v1::StepStatistics& statistics = *success.mutable_statistics();
   Account(std::move(tally), statistics);
   statistics.set_seconds(absl::ToDoubleSeconds(absl::Now() - start));
-  statistics.set_exact(exact_before && decoder_->predictor().exact());
-  statistics.set_predictor(decoder_->predictor().name());
+  statistics.set_exact(exact_before && pipeline_->exact());
+  statistics.set_predictor(pipeline_->predictor_name());
   statistics.set_exchange_latency_seconds(absl::ToDoubleSeconds(Median(exchange_latencies_)));
   return success;
 }
@@ -168,12 +164,10 @@ absl::Status Runner::RunPass(const v1::StepRequest& request, const std::vector<i
     if (output.scored) pass.targets.push_back(output.target);
   }
   pass.input.scored_rows = static_cast<int64_t>(pass.targets.size());
-  device_->BeginPass(pass.input);
-  decoder_->Enqueue(pass);
   if (options_.planned_fault.has_value() && ++passes_ == options_.planned_fault->pass) {
-    device_->Break(options_.planned_fault->fault);
+    pipeline_->BreakNext(options_.planned_fault->fault);
   }
-  ISOTHERM_RETURN_IF_ERROR(device_->EndPass());
+  ISOTHERM_RETURN_IF_ERROR(pipeline_->Run(pass));
   TakePass(pass.input.rows(), tally);
   return Collect(outputs, pass.logit_rows, success);
 }
@@ -183,13 +177,11 @@ absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_r
   for (int64_t i = 0; i < logit_rows; ++i) {
     std::string& bytes = *success.mutable_outputs(static_cast<int>(outputs[i].slice))->mutable_logits();
     bytes.resize(h_.vocabulary * sizeof(float));
-    ISOTHERM_RETURN_IF_ERROR(device_->Read(decoder_->logits() + i * h_.vocabulary, h_.vocabulary,
-                                           reinterpret_cast<float*>(bytes.data())));
+    ISOTHERM_RETURN_IF_ERROR(pipeline_->ReadLogits(i, 1, reinterpret_cast<float*>(bytes.data())));
   }
   const int64_t scored = static_cast<int64_t>(outputs.size()) - logit_rows;
   std::vector<float> values(scored);
-  if (scored > 0)
-    ISOTHERM_RETURN_IF_ERROR(device_->Read(decoder_->log_probabilities(), scored, values.data()));
+  if (scored > 0) ISOTHERM_RETURN_IF_ERROR(pipeline_->ReadLogProbabilities(scored, values.data()));
   for (int64_t i = 0; i < scored; ++i) {
     success.mutable_outputs(static_cast<int>(outputs[logit_rows + i].slice))
         ->add_log_probabilities(values[i]);
@@ -198,7 +190,7 @@ absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_r
 }
 
 void Runner::TakePass(int64_t rows, Tally& tally) {
-  PassStatistics pass = device_->TakeStatistics();
+  PassStatistics pass = pipeline_->TakeStatistics();
   tally.rows += rows;
   tally.cpu_worker_wait += pass.cpu_worker_wait;
   tally.exchange_latencies.insert(tally.exchange_latencies.end(), pass.exchange_latencies.begin(),

@@ -6,7 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "gpu_worker/graph/decoder.h"
+#include "gpu_worker/graph/pipeline.h"
 #include "isotherm/worker/v1/model_runner.pb.h"
 
 namespace isotherm::gpu_worker {
@@ -15,8 +15,7 @@ namespace isotherm::gpu_worker {
 // and collects outputs and statistics. Thread-compatible.
 class Runner {
  public:
-  Runner(const model::Hyperparameters& hyperparameters, const RunnerOptions& options, Decoder* decoder,
-         Device* device);
+  Runner(const model::Hyperparameters& hyperparameters, const RunnerOptions& options, Pipeline* pipeline);
 
   // InvalidArgument names the field at fault; errors of a pass (a lost worker) come back as they are.
   absl::StatusOr<worker::v1::StepSuccess> Run(const worker::v1::StepRequest& request);
@@ -53,8 +52,7 @@ class Runner {
 
   const model::Hyperparameters h_;
   const RunnerOptions options_;
-  Decoder* const decoder_;
-  Device* const device_;
+  Pipeline* const pipeline_;
   std::vector<LayerStatistics> layer_totals_;
   int64_t rows_total_ = 0;
   int64_t passes_ = 0;  // begun

@@ -91,6 +91,10 @@ absl::Status HostDevice::Read(const float* source, int64_t count, float* out) {
   return absl::OkStatus();
 }
 
+absl::Status HostDevice::Import(Device& from, const float* source, int64_t count, float* out) {
+  return from.Read(source, count, out);
+}
+
 PassStatistics HostDevice::TakeStatistics() {
   PassStatistics taken = std::move(statistics_);
   statistics_ = PassStatistics();

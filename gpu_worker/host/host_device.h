@@ -43,6 +43,7 @@ class HostDevice : public Device {
   void BeginPass(const PassInput& input) override;
   absl::Status EndPass() override;
   absl::Status Read(const float* source, int64_t count, float* out) override;
+  absl::Status Import(Device& from, const float* source, int64_t count, float* out) override;
 
   void Embed(const Embedding& embedding, float* x) override;
   void Normalize(const Norm& norm, const float* x, int64_t rows, int64_t n, float* out) override;

@@ -112,12 +112,14 @@ absl::Status RequireSparse(const model::Model& model, const char* kind) {
                    model::ActivationName(model.hyperparameters().activation), ". Use --predictor=all"));
 }
 
-absl::StatusOr<std::unique_ptr<Predictor>> MakeGate(const model::Model& model, Device& device) {
+absl::StatusOr<std::unique_ptr<Predictor>> MakeGate(const model::Model& model, LayerRange layers,
+                                                    Device& device) {
   ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "gate"));
-  std::vector<DeviceProjection> gates;
-  for (const model::Layer& layer : model.layers()) {
-    ISOTHERM_ASSIGN_OR_RETURN(gates.emplace_back(), LoadProjection(model, {layer.activated(), layer.up_bias},
-                                                                   MemoryPurpose::kPredictor, device));
+  std::vector<DeviceProjection> gates(model.layers().size());
+  for (int64_t l = layers.begin; l < layers.end; ++l) {
+    const model::Layer& layer = model.layers()[l];
+    ISOTHERM_ASSIGN_OR_RETURN(gates[l], LoadProjection(model, {layer.activated(), layer.up_bias},
+                                                       MemoryPurpose::kPredictor, device));
   }
   return std::make_unique<GatePredictor>(std::move(gates), FiringThreshold(model.hyperparameters()));
 }
@@ -143,36 +145,39 @@ absl::StatusOr<Buffer> SketchRows(const model::Model& model, const model::Tensor
 }
 
 absl::StatusOr<std::unique_ptr<Predictor>> MakeSketch(const model::Model& model,
-                                                      const PredictorOptions& options, Device& device) {
+                                                      const PredictorOptions& options, LayerRange layers,
+                                                      Device& device) {
   ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "sketch"));
-  std::vector<SketchPredictor::LayerSketch> sketches;
-  model.file().PrefetchPages(*model.layers().front().activated().info);
-  for (const model::Layer& layer : model.layers()) {
-    if (&layer != &model.layers().back()) model.file().PrefetchPages(*(&layer + 1)->activated().info);
-    SketchPredictor::LayerSketch sketch;
+  std::vector<SketchPredictor::LayerSketch> sketches(model.layers().size());
+  model.file().PrefetchPages(*model.layers()[layers.begin].activated().info);
+  for (int64_t l = layers.begin; l < layers.end; ++l) {
+    const model::Layer& layer = model.layers()[l];
+    if (l + 1 < layers.end) model.file().PrefetchPages(*model.layers()[l + 1].activated().info);
+    SketchPredictor::LayerSketch& sketch = sketches[l];
     ISOTHERM_ASSIGN_OR_RETURN(sketch.rows, SketchRows(model, layer.activated(), device));
     if (layer.up_bias.present()) {
       ISOTHERM_ASSIGN_OR_RETURN(sketch.bias,
                                 LoadVector(model, layer.up_bias, MemoryPurpose::kPredictor, device));
     }
-    sketches.push_back(std::move(sketch));
   }
   return std::make_unique<SketchPredictor>(
       std::move(sketches), FiringThreshold(model.hyperparameters()) + options.threshold_shift);
 }
 
 absl::StatusOr<std::unique_ptr<Predictor>> MakeLowRank(const model::Model& model,
-                                                       const PredictorOptions& options, Device& device) {
+                                                       const PredictorOptions& options, LayerRange layers,
+                                                       Device& device) {
   ISOTHERM_RETURN_IF_ERROR(RequireSparse(model, "lowrank"));
-  std::vector<LowRankPredictor::LayerWeights> layers;
+  std::vector<LowRankPredictor::LayerWeights> loaded(model.layers().size());
   int64_t max_rank = 0;
-  for (const model::Layer& layer : model.layers()) {
+  for (int64_t l = layers.begin; l < layers.end; ++l) {
+    const model::Layer& layer = model.layers()[l];
     if (!layer.predictor.has_value()) {
       return absl::FailedPreconditionError(absl::StrCat("predictor 'lowrank': '", model.DisplayName(),
-                                                        "' has no low-rank tensors for layer ", layers.size(),
+                                                        "' has no low-rank tensors for layer ", l,
                                                         ". Use --predictor=sketch, which needs none"));
     }
-    LowRankPredictor::LayerWeights weights;
+    LowRankPredictor::LayerWeights& weights = loaded[l];
     ISOTHERM_ASSIGN_OR_RETURN(weights.a,
                               LoadMatrix(model, layer.predictor->a, MemoryPurpose::kPredictor, device));
     ISOTHERM_ASSIGN_OR_RETURN(weights.b,
@@ -185,11 +190,10 @@ absl::StatusOr<std::unique_ptr<Predictor>> MakeLowRank(const model::Model& model
     weights.reads_residual = layer.predictor->reads_residual;
     weights.threshold = layer.predictor->threshold + options.threshold_shift;
     max_rank = std::max(max_rank, weights.a.view.rows);
-    layers.push_back(std::move(weights));
   }
   ISOTHERM_ASSIGN_OR_RETURN(
       Buffer hidden, device.Allocate(options.max_rows * max_rank * sizeof(float), MemoryPurpose::kPredictor));
-  return std::make_unique<LowRankPredictor>(std::move(layers), std::move(hidden));
+  return std::make_unique<LowRankPredictor>(std::move(loaded), std::move(hidden));
 }
 
 }  // namespace
@@ -217,11 +221,13 @@ const char* PredictorKindName(PredictorKind kind) {
   return "unknown";
 }
 
-absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const PredictorOptions& options) {
+absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const PredictorOptions& options,
+                                       LayerRange layers) {
   const model::Hyperparameters& h = model.hyperparameters();
   int64_t bytes = 0;
   int64_t max_rank = 0;
-  for (const model::Layer& layer : model.layers()) {
+  for (int64_t l = layers.begin; l < layers.end; ++l) {
+    const model::Layer& layer = model.layers()[l];
     switch (options.kind) {
       case PredictorKind::kAll:
         break;
@@ -243,16 +249,17 @@ absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const Predicto
 }
 
 absl::StatusOr<std::unique_ptr<Predictor>> MakePredictor(const model::Model& model,
-                                                         const PredictorOptions& options, Device& device) {
+                                                         const PredictorOptions& options, LayerRange layers,
+                                                         Device& device) {
   switch (options.kind) {
     case PredictorKind::kAll:
       return std::make_unique<AllPredictor>();
     case PredictorKind::kGate:
-      return MakeGate(model, device);
+      return MakeGate(model, layers, device);
     case PredictorKind::kSketch:
-      return MakeSketch(model, options, device);
+      return MakeSketch(model, options, layers, device);
     case PredictorKind::kLowRank:
-      return MakeLowRank(model, options, device);
+      return MakeLowRank(model, options, layers, device);
   }
   return absl::InternalError("unknown predictor kind");
 }

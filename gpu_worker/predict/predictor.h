@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "gpu_worker/device/device.h"
+#include "gpu_worker/device/layer_range.h"
 
 namespace isotherm::gpu_worker {
 
@@ -48,13 +49,15 @@ struct PredictorOptions {
   int64_t max_rows = 0;
 };
 
-// Bytes the kind keeps on the device for this model.
-absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const PredictorOptions& options);
+// Bytes the kind keeps on the device for these layers.
+absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const PredictorOptions& options,
+                                       LayerRange layers);
 
-// Builds the predictor's weights on the device from the model file. FailedPrecondition when the model has
-// none of that kind (a dense model, or no low-rank tensors).
+// A predictor for these layers, with its weights built on the device from the model file. FailedPrecondition
+// when the model has none of that kind (a dense model, or no low-rank tensors).
 absl::StatusOr<std::unique_ptr<Predictor>> MakePredictor(const model::Model& model,
-                                                         const PredictorOptions& options, Device& device);
+                                                         const PredictorOptions& options, LayerRange layers,
+                                                         Device& device);
 
 // The kind to use when none is named: `lowrank` where the file brings one, `sketch` for other sparse models,
 // else `all`.

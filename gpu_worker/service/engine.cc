@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "common/base/round_up.h"
 #include "common/base/status_macros.h"
@@ -67,15 +68,18 @@ absl::StatusOr<RunnerOptions> Complete(const EngineOptions& options, const model
 constexpr char kNeedLess[] =
     "Give it a smaller --vram-budget, --kv-tokens or --ctx, or a machine with more memory";
 
-// `scratch`: what the device keeps beside the planned bytes.
-absl::Status CheckMemory(const MemoryPlan& plan, const Device& device, int64_t scratch,
+// `own`: what a budget pays for beside buffers; part of it is taken already.
+absl::Status CheckMemory(const StagePlan& plan, int64_t own, const Device& device, int64_t max_rows,
                          const model::Model& model) {
+  const int64_t scratch = device.WorkspaceBytes(MakeFfnParameters(model.hyperparameters()), max_rows);
+  const int64_t needed = plan.total() - own + scratch;
   ISOTHERM_ASSIGN_OR_RETURN(const int64_t available, device.AvailableMemory());
-  if (plan.total() + scratch <= available) return absl::OkStatus();
+  if (needed <= available) return absl::OkStatus();
   constexpr double kGiB = 1024.0 * 1024 * 1024;
-  return absl::ResourceExhaustedError(
-      absl::StrFormat("'%s' needs %.2f GiB on this worker and %.2f GiB are available. %s",
-                      model.DisplayName(), (plan.total() + scratch) / kGiB, available / kGiB, kNeedLess));
+  const bool whole = plan.layers.count() == model.hyperparameters().layers;
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "'%s' needs %.2f GiB on this worker%s and %.2f GiB are available. %s", model.DisplayName(),
+      needed / kGiB, whole ? "" : absl::StrCat("'s device ", device.name()), available / kGiB, kNeedLess));
 }
 
 // What came up while loading, with advice where the memory that CheckMemory saw is not to be had.
@@ -120,18 +124,19 @@ const char* NameTransport(const exchange::Channel* channel) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options, std::unique_ptr<Device> device) {
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options,
+                                                     std::vector<std::unique_ptr<Device>> devices) {
   if (const char* reason = kernels::UnsupportedCpuReason()) return absl::FailedPreconditionError(reason);
   std::unique_ptr<Engine> engine(new Engine());
-  engine->device_ = std::move(device);
+  engine->devices_ = std::move(devices);
   ISOTHERM_RETURN_IF_ERROR(engine->LoadModel(std::move(options)));
   return engine;
 }
 
-// The adapter uses everything, and the device lets go of the channel's memory before the channel goes.
+// The adapter uses everything, and the devices let go of the channel's memory before the channel goes.
 Engine::~Engine() {
   adapter_.reset();
-  if (device_ != nullptr) device_->SetChannel(nullptr, 0);
+  for (const std::unique_ptr<Device>& device : devices_) device->SetChannel(nullptr, 0);
 }
 
 absl::Status Engine::LoadModel(EngineOptions options) {
@@ -140,19 +145,7 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
   ISOTHERM_ASSIGN_OR_RETURN(profile_, ChooseProfile(options.profile, *model_));
   LogProfile(profile_, *model_);
-  PlacementSource source{profile_.profile, std::nullopt};
-  if (!options.placement_path.empty()) {
-    ISOTHERM_ASSIGN_OR_RETURN(source.placement,
-                              neuron::ReadGpuIndex(options.placement_path, h.layers, h.ffn));
-  }
-  const FfnParameters ffn = MakeFfnParameters(h);
-  const int64_t own = device_->OwnBytes(ffn, runner_options_.max_rows());
-  ISOTHERM_ASSIGN_OR_RETURN(plan_,
-                            PlanMemory(*model_, runner_options_, source, {own, device_->embeds_from_host()}));
-  spdlog::info("{}", plan_.ToString(*model_));
-  // Part of what is the device's own is taken already.
-  const int64_t scratch = device_->WorkspaceBytes(ffn, runner_options_.max_rows()) - own;
-  ISOTHERM_RETURN_IF_ERROR(CheckMemory(plan_, *device_, scratch, *model_));
+  ISOTHERM_RETURN_IF_ERROR(Plan(options));
 
   base::MutexLock lock(&mutex_);
   if (const absl::Status loaded = LoadWeights(options); !loaded.ok()) {
@@ -164,11 +157,11 @@ absl::Status Engine::LoadModel(EngineOptions options) {
                                     .hidden = h.hidden,
                                     .ffn = h.ffn,
                                     .max_rows = runner_options_.max_rows(),
-                                    .gate_values = decoder_->predictor().yields_gate(),
+                                    .gate_values = pipeline_->yields_gate(),
                                     .bf16 = options.cold.worker.bf16_activations};
     cold_ = std::make_unique<ColdWorkers>(std::move(options.cold), plan_.neurons.placement);
   }
-  if (h.sparse() && !device_->TakeFirings().empty()) {
+  if (h.sparse() && !pipeline_->TakeFirings().empty()) {
     firing_log_ = std::make_unique<FiringLog>(h.layers, h.ffn);
   }
   if (runner_options_.hot_staging_bytes > 0) {
@@ -176,26 +169,51 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   }
   ISOTHERM_ASSIGN_OR_RETURN(const double step_seconds,
                             PredictStepSeconds(*model_, profile_.profile, plan_.neurons.placement,
-                                               device_->MeasureReadBandwidth(decoder_->head())));
+                                               pipeline_->MeasureReadBandwidth()));
   RecordPlan(plan_, step_seconds, h);
   UpdateState();
   return absl::OkStatus();
 }
 
-absl::Status Engine::LoadWeights(const EngineOptions& options) {
-  std::unique_ptr<Predictor> predictor;
-  ISOTHERM_RETURN_IF_ERROR(MakeThePredictor(options, predictor));
+absl::Status Engine::Plan(const EngineOptions& options) {
   const model::Hyperparameters& h = model_->hyperparameters();
+  PlacementSource source{profile_.profile, std::nullopt};
+  if (!options.placement_path.empty()) {
+    ISOTHERM_ASSIGN_OR_RETURN(source.placement,
+                              neuron::ReadGpuIndex(options.placement_path, h.layers, h.ffn));
+  }
+  const int64_t max_rows = runner_options_.max_rows();
+  std::vector<DeviceMemoryTraits> traits;
+  for (const std::unique_ptr<Device>& device : devices_) {
+    traits.push_back({device->OwnBytes(MakeFfnParameters(h), max_rows), device->embeds_from_host()});
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(
+      plan_, PlanMemory(*model_, runner_options_, source, traits));
+  spdlog::info("{}", plan_.ToString(*model_));
+  for (size_t i = 0; i < devices_.size(); ++i) {
+    ISOTHERM_RETURN_IF_ERROR(
+        CheckMemory(plan_.stages[i], traits[i].own_bytes, *devices_[i], max_rows, *model_));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Engine::LoadWeights(const EngineOptions& options) {
+  const model::Hyperparameters& h = model_->hyperparameters();
+  std::vector<Stage> stages;
+  for (size_t i = 0; i < devices_.size(); ++i) {
+    stages.push_back({devices_[i].get(), plan_.stages[i].layers});
+  }
   observe::Progress progress("loading " + model_->DisplayName(), h.layers, "layers");
-  ISOTHERM_ASSIGN_OR_RETURN(decoder_, Decoder::Load(*model_, runner_options_, plan_.neurons.placement,
-                                                    std::move(predictor), *device_, [&]() -> absl::Status {
-                                                      progress.Advance(1);
-                                                      return options.cancelled()
-                                                                 ? absl::CancelledError("stopped")
-                                                                 : absl::OkStatus();
-                                                    }));
+  ISOTHERM_ASSIGN_OR_RETURN(
+      pipeline_, Pipeline::Load(
+                     *model_, runner_options_, plan_.neurons.placement, stages,
+                     [&](const Stage& stage) { return MakeThePredictor(options, stage); },
+                     [&]() -> absl::Status {
+                       progress.Advance(1);
+                       return options.cancelled() ? absl::CancelledError("stopped") : absl::OkStatus();
+                     }));
   progress.Finish();
-  runner_ = std::make_unique<Runner>(h, runner_options_, decoder_.get(), device_.get());
+  runner_ = std::make_unique<Runner>(h, runner_options_, pipeline_.get());
   return absl::OkStatus();
 }
 
@@ -203,12 +221,15 @@ absl::Status Engine::StartAdapting(int64_t interval) {
   if (cold_ == nullptr || firing_log_ == nullptr || plan_.neurons.placement.HotCount() == 0) {
     return absl::OkStatus();
   }
-  std::vector<HotLayer> layers = decoder_->HotLayers();
+  std::vector<DeviceHotLayers> parts;
   std::vector<int64_t> bundle_bytes;
-  for (const HotLayer& layer : layers) bundle_bytes.push_back(layer.layout.bundle_bytes);
-  ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<HotSet> hot_set,
-                            HotSet::Create(plan_.neurons.placement, std::move(layers),
-                                           runner_options_.hot_staging_bytes, *device_));
+  for (size_t i = 0; i < devices_.size(); ++i) {
+    parts.push_back({devices_[i].get(), pipeline_->HotLayers(i)});
+    for (const HotLayer& layer : parts.back().layers) bundle_bytes.push_back(layer.layout.bundle_bytes);
+  }
+  ISOTHERM_ASSIGN_OR_RETURN(
+      std::unique_ptr<HotSet> hot_set,
+      HotSet::Create(plan_.neurons.placement, parts, runner_options_.hot_staging_bytes));
   AdapterPorts ports;
   ports.rows = [this] {
     base::MutexLock lock(&mutex_);
@@ -236,12 +257,12 @@ absl::Status Engine::Follow(const neuron::Placement& next, const std::function<a
   return commit();
 }
 
-absl::Status Engine::MakeThePredictor(const EngineOptions& options, std::unique_ptr<Predictor>& predictor) {
+absl::StatusOr<std::unique_ptr<Predictor>> Engine::MakeThePredictor(const EngineOptions& options,
+                                                                    const Stage& stage) {
   if (options.predictor_address.empty()) {
     const PredictorOptions in_process{runner_options_.predictor, runner_options_.predictor_threshold_shift,
                                       runner_options_.max_rows()};
-    ISOTHERM_ASSIGN_OR_RETURN(predictor, MakePredictor(*model_, in_process, *device_));
-    return absl::OkStatus();
+    return MakePredictor(*model_, in_process, stage.layers, *stage.device);
   }
   if (!model_->hyperparameters().sparse()) {
     return absl::FailedPreconditionError(
@@ -259,8 +280,7 @@ absl::Status Engine::MakeThePredictor(const EngineOptions& options, std::unique_
     return absl::Status(made.status().code(), absl::StrCat("predictor at ", options.predictor_address, ": ",
                                                            made.status().message()));
   }
-  predictor = *std::move(made);
-  return absl::OkStatus();
+  return made;
 }
 
 absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepRequest& request) {
@@ -281,7 +301,7 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::TryStep(const worker::v1::StepRe
   }
   exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();
   const int64_t bytes_before = channel == nullptr ? 0 : channel->bytes_exchanged();
-  device_->SetChannel(channel, cold_ == nullptr ? 0 : cold_->placement().epoch);
+  pipeline_->SetChannel(channel, cold_ == nullptr ? 0 : cold_->placement().epoch);
   absl::StatusOr<worker::v1::StepSuccess> success = runner_->Run(request);
   UpdateState();
   if (absl::IsResourceExhausted(success.status())) out_of_memory_ = success.status();
@@ -315,13 +335,15 @@ absl::Status Engine::DeviceHealth() const {
 }
 
 absl::Status Engine::DeviceHealthLocked() const {
-  if (const absl::Status lost = device_->Health(); !lost.ok()) {
-    return absl::InternalError(absl::StrCat("device ", device_->name(), " is lost: ", lost.message(),
+  for (const std::unique_ptr<Device>& device : devices_) {
+    const absl::Status lost = device->Health();
+    if (lost.ok()) continue;
+    return absl::InternalError(absl::StrCat("device ", device->name(), " is lost: ", lost.message(),
                                             ". Start the worker again: open streams then go on"));
   }
   if (out_of_memory_.ok()) return absl::OkStatus();
   return absl::ResourceExhaustedError(
-      absl::StrCat("device ", device_->name(), " ran out of memory in a step: ", out_of_memory_.message(),
+      absl::StrCat("device ", DeviceNames(), " ran out of memory in a step: ", out_of_memory_.message(),
                    ". Start the worker again, with a smaller --vram-budget unless something else took the "
                    "memory: open streams then go on"));
 }
@@ -335,11 +357,11 @@ absl::Status Engine::EnsureReadyLocked() {
       spdlog::debug("firing counts not collected: {}", std::string(status.message()));
     }
   }
-  device_->SetChannel(nullptr, 0);  // before the channels' memory goes
+  pipeline_->SetChannel(nullptr, 0);  // before the channels' memory goes
   const int64_t openings = cold_->openings();
   const absl::Status status = cold_->EnsureConnected();
   if (cold_->openings() != openings && firing_log_ != nullptr) {
-    device_->TakeFirings();
+    pipeline_->TakeFirings();
     firing_log_->OnExchangeOpened(runner_->rows_total());
   }
   RecordTransport(NameTransport(cold_->channel()));
@@ -354,7 +376,7 @@ absl::StatusOr<Firings> Engine::CollectFirings() {
         absl::StrCat("'", model_->DisplayName(), "' is dense, all of its neurons fire for every token"));
   }
   if (firing_log_ == nullptr) {
-    return absl::UnimplementedError(absl::StrCat("device ", device_->name(), " does not count firings"));
+    return absl::UnimplementedError(absl::StrCat("device ", DeviceNames(), " does not count firings"));
   }
   ISOTHERM_RETURN_IF_ERROR(CollectLocked());
   return firing_log_->totals();
@@ -372,7 +394,7 @@ void Engine::CollectNowAndThen() {
 
 absl::Status Engine::CollectLocked() {
   last_collected_ = absl::Now();
-  firing_log_->AddHot(device_->TakeFirings());
+  firing_log_->AddHot(pipeline_->TakeFirings());
   FiringCounts cold;
   if (cold_ != nullptr) {
     ISOTHERM_ASSIGN_OR_RETURN(cold, cold_->Firings());
@@ -401,9 +423,15 @@ void Engine::SaveProfile() {
 
 void Engine::UpdateState() {
   base::MutexLock lock(&state_mutex_);
-  state_.predictor = decoder_->predictor().name();
-  state_.exact = decoder_->predictor().exact();
+  state_.predictor = pipeline_->predictor_name();
+  state_.exact = pipeline_->exact();
   state_.transport = NameTransport(cold_ == nullptr ? nullptr : cold_->channel());
+}
+
+std::string Engine::DeviceNames() const {
+  return absl::StrJoin(devices_, ", ", [](std::string* out, const std::unique_ptr<Device>& device) {
+    absl::StrAppend(out, device->name());
+  });
 }
 
 worker::v1::GetRunnerResponse Engine::Describe() const {
@@ -418,7 +446,7 @@ worker::v1::GetRunnerResponse Engine::Describe() const {
   response.set_max_decode_rows(static_cast<uint32_t>(runner_options_.max_decode_rows));
   response.set_hot_share(static_cast<double>(plan_.neurons.placement.HotCount()) /
                          static_cast<double>(h.layers * h.ffn));
-  response.set_device(device_->name());
+  response.set_device(DeviceNames());
   base::MutexLock lock(&state_mutex_);
   response.set_predictor(state_.predictor);
   response.set_mode(state_.exact ? "exact" : "predicted");

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -14,8 +15,8 @@
 #include "common/model/model.h"
 #include "gpu_worker/cold/cold_workers.h"
 #include "gpu_worker/device/device.h"
-#include "gpu_worker/graph/decoder.h"
 #include "gpu_worker/graph/memory_plan.h"
+#include "gpu_worker/graph/pipeline.h"
 #include "gpu_worker/graph/runner.h"
 #include "gpu_worker/service/adapter.h"
 #include "gpu_worker/service/firing_log.h"
@@ -45,13 +46,14 @@ struct EngineOptions {
   std::function<bool()> cancelled = [] { return false; };
 };
 
-// The model on its device with the way to the CPU workers: everything ModelRunnerService speaks of.
+// The model on its devices with the way to the CPU workers: everything ModelRunnerService speaks of.
 // Thread-safe.
 class Engine {
  public:
   ~Engine();
   // Checks memory, plans, loads and reports progress in the log.
-  static absl::StatusOr<std::unique_ptr<Engine>> Load(EngineOptions options, std::unique_ptr<Device> device);
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(EngineOptions options,
+                                                      std::vector<std::unique_ptr<Device>> devices);
 
   // The loss of a CPU worker whose part others can take is not an error. Errors of lost CPU workers are
   // Unavailable; the same step may be sent again.
@@ -60,7 +62,7 @@ class Engine {
   // Opens the exchanges if they are needed and not open; cheap when they are. Call now and then, so that a
   // worker that comes back is found before the next step asks for it. One thread.
   absl::Status EnsureReady();
-  // An error, once the device is lost or was out of memory in a step, that says so: the process has to end.
+  // An error, once a device is lost or was out of memory in a step, that says so: the process has to end.
   absl::Status DeviceHealth() const;
 
   // How often each neuron fired since the start, after the step in progress. FailedPrecondition for a dense
@@ -78,8 +80,13 @@ class Engine {
  private:
   Engine() = default;
   absl::Status LoadModel(EngineOptions options);
+  // Fills plan_ in.
+  absl::Status Plan(const EngineOptions& options);
   absl::Status LoadWeights(const EngineOptions& options) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status MakeThePredictor(const EngineOptions& options, std::unique_ptr<Predictor>& predictor);
+  absl::StatusOr<std::unique_ptr<Predictor>> MakeThePredictor(const EngineOptions& options,
+                                                              const Stage& stage);
+  // The devices' names.
+  std::string DeviceNames() const;
   absl::StatusOr<worker::v1::StepSuccess> TryStep(const worker::v1::StepRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status StartAdapting(int64_t interval) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -91,7 +98,7 @@ class Engine {
   void UpdateState() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // Set once by Load.
-  std::unique_ptr<Device> device_;
+  std::vector<std::unique_ptr<Device>> devices_;
   std::unique_ptr<model::Model> model_;
   RunnerOptions runner_options_;
   ProfileChoice profile_;
@@ -110,12 +117,12 @@ class Engine {
 
   // Held while a step runs or the CPU worker is sought, which may take seconds.
   mutable base::Mutex mutex_;
-  std::unique_ptr<Decoder> decoder_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Pipeline> pipeline_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Runner> runner_ ABSL_GUARDED_BY(mutex_);
   // Null for a dense model and for a device that does not count.
   std::unique_ptr<FiringLog> firing_log_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_collected_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
-  // What a step failed of on a device that had no memory left for it.
+  // What a step failed of where no memory was left for it.
   absl::Status out_of_memory_ ABSL_GUARDED_BY(mutex_);
   // Null where the hot set stays as it is.
   std::unique_ptr<Adapter> adapter_;

@@ -67,10 +67,11 @@ StepMetrics& Metrics() {
 
 void RecordPlan(const MemoryPlan& plan, double step_seconds, const model::Hyperparameters& hyperparameters) {
   for (int i = 0; i < kMemoryPurposes; ++i) {
+    const auto purpose = static_cast<MemoryPurpose>(i);
     Registry::Global()
         .GetGauge("isotherm_device_memory_bytes", "Planned device memory by purpose.",
-                  {{"purpose", MemoryPurposeName(static_cast<MemoryPurpose>(i))}})
-        .Set(static_cast<double>(plan.bytes[i]));
+                  {{"purpose", MemoryPurposeName(purpose)}})
+        .Set(static_cast<double>(plan.bytes(purpose)));
   }
   Registry::Global()
       .GetGauge("isotherm_plan_step_seconds", "Predicted duration of a step of one token row.")

@@ -34,7 +34,8 @@ class AdapterTest : public ::testing::Test {
       layer.mask = placement_.hot[layers.size() - 1].front();
     }
     // Room for three neurons.
-    auto hot_set = HotSet::Create(placement_, std::move(layers), 3 * (kBundle + sizeof(HotSwap)), device_);
+    auto hot_set =
+        HotSet::Create(placement_, {{&device_, std::move(layers)}}, 3 * (kBundle + sizeof(HotSwap)));
     ASSERT_TRUE(hot_set.ok()) << hot_set.status();
     AdapterPorts ports;
     ports.rows = [this] { return firings_.tokens; };

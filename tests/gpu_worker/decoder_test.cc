@@ -48,10 +48,13 @@ class RecordingDevice final : public HostDevice {
   Record& record_;
 };
 
-std::unique_ptr<RunnerHarness> Load(const std::string& fixture, PredictorKind predictor, Record* record) {
+// On as many devices as there are counts of layers, or on one.
+std::unique_ptr<RunnerHarness> Load(const std::string& fixture, PredictorKind predictor, Record* records,
+                                    const std::vector<int64_t>& division = {}) {
   HarnessOptions options;
   options.predictor = predictor;
-  options.make_device = [record] { return std::make_unique<RecordingDevice>(record); };
+  options.division = division;
+  options.make_device = [&records] { return std::make_unique<RecordingDevice>(records++); };
   auto model = model::Model::Open(testing::FixturePath(fixture + ".gguf"));
   EXPECT_TRUE(model.ok()) << model.status();
   auto harness = RunnerHarness::Create(*std::move(model), options);
@@ -76,8 +79,27 @@ TEST(DecoderTest, AllocatesWhatWasPlanned) {
         PlanMemory(harness->model(), harness->options(), PlacementSource());
     ASSERT_TRUE(plan.ok()) << plan.status();
     for (int i = 0; i < kMemoryPurposes; ++i) {
-      EXPECT_EQ(record.bytes[i], plan->bytes[i])
+      EXPECT_EQ(record.bytes[i], plan->stages[0].bytes[i])
           << fixture << ", " << MemoryPurposeName(static_cast<MemoryPurpose>(i));
+    }
+  }
+}
+
+TEST(DecoderTest, AllocatesWhatWasPlannedForEachDevice) {
+  for (const auto& [fixture, predictor] : {std::pair{"minicpm-relu-q4_0", PredictorKind::kGate},
+                                           {"falcon40b-powerinfer-f16", PredictorKind::kLowRank},
+                                           {"qwen2-silu-q8_0", PredictorKind::kAll},
+                                           {"opt-relu-q8_0", PredictorKind::kSketch}}) {
+    std::array<Record, 2> records;
+    const auto harness = Load(fixture, predictor, records.data(), {1, 1});
+    const absl::StatusOr<MemoryPlan> plan = PlanMemory(harness->model(), harness->options(),
+                                                       PlacementSource(), {{}, {}});
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    for (size_t device = 0; device < records.size(); ++device) {
+      for (int i = 0; i < kMemoryPurposes; ++i) {
+        EXPECT_EQ(records[device].bytes[i], plan->stages[device].bytes[i])
+            << fixture << ", device " << device << ", " << MemoryPurposeName(static_cast<MemoryPurpose>(i));
+      }
     }
   }
 }

@@ -12,8 +12,6 @@
 namespace isotherm::gpu_worker {
 namespace {
 
-constexpr char kFixture[] = "llama-fatrelu-f32.gguf";
-
 absl::Status ReadFrom(cpu_worker::RunningWorker& worker, int64_t layer, absl::Span<const int32_t> neurons,
                       uint8_t* out) {
   worker::v1::ReadNeuronsRequest request;
@@ -29,6 +27,7 @@ absl::Status ReadFrom(cpu_worker::RunningWorker& worker, int64_t layer, absl::Sp
 
 class HotSetTest : public ::testing::Test {
  protected:
+  explicit HotSetTest(std::string fixture = "llama-fatrelu-f32") : fixture_(std::move(fixture)) {}
   void SetUp() override {
     worker_.AwaitReady();
     placement_ = cpu_worker::ThirdHot(worker_.model().hyperparameters());
@@ -41,19 +40,20 @@ class HotSetTest : public ::testing::Test {
   void TearDown() override {
     if (harness_ != nullptr) harness_->SetChannel(nullptr, 0);
   }
-  void MakeRunner() {
+  void MakeRunner(std::vector<int64_t> division = {}) {
     HarnessOptions options;
+    options.division = std::move(division);
     options.predictor = PredictorKind::kGate;
     options.kv_type = kernels::KvType::kF32;
     options.placement = placement_;
-    auto harness = RunnerHarness::Create(*model::Model::Open(testing::FixturePath(kFixture)), options);
+    auto harness =
+        RunnerHarness::Create(*model::Model::Open(testing::FixturePath(fixture_ + ".gguf")), options);
     ASSERT_TRUE(harness.ok()) << harness.status();
     harness_ = *std::move(harness);
     harness_->SetChannel(channel_.get(), placement_.epoch);
   }
   std::unique_ptr<HotSet> MakeHotSet(int64_t staging_bytes) {
-    auto hot_set =
-        HotSet::Create(placement_, harness_->decoder().HotLayers(), staging_bytes, harness_->device());
+    auto hot_set = HotSet::Create(placement_, harness_->HotLayers(), staging_bytes);
     if (!hot_set.ok()) ADD_FAILURE() << hot_set.status();
     return *std::move(hot_set);
   }
@@ -80,7 +80,7 @@ class HotSetTest : public ::testing::Test {
   // Decodes the reference's tokens, each a pass of one shape, and checks the logits; returns the hot and cold
   // neurons computed by layer.
   std::vector<std::pair<int64_t, int64_t>> CheckLogits() {
-    const Expected expected = ReadExpected("llama-fatrelu-f32.expected.bin");
+    const Expected expected = ReadExpected(fixture_ + ".expected.bin");
     const std::vector<LayerStatistics> before = harness_->runner().layer_totals();
     const auto logits = harness_->DecodeAll(1, expected.tokens);
     EXPECT_TRUE(logits.ok()) << logits.status();
@@ -97,7 +97,8 @@ class HotSetTest : public ::testing::Test {
     return computed;
   }
 
-  cpu_worker::RunningWorker worker_{exchange::Transport::kAuto, testing::FixturePath(kFixture)};
+  const std::string fixture_;
+  cpu_worker::RunningWorker worker_{exchange::Transport::kAuto, testing::FixturePath(fixture_ + ".gguf")};
   neuron::Placement placement_;
   std::unique_ptr<exchange::Channel> channel_;
   std::unique_ptr<RunnerHarness> harness_;
@@ -134,6 +135,28 @@ TEST_F(HotSetTest, NeuronsComeAndGoASmallBatchAtATime) {
     ASSERT_NO_FATAL_FAILURE(Make(*hot_set, {{move.layer, move.promoted, move.demoted}}));
   }
   EXPECT_EQ(CheckLogits(), before);
+}
+
+class TwoLayerHotSetTest : public HotSetTest {
+ protected:
+  TwoLayerHotSetTest() : HotSetTest("mistral-relu-f16") {}
+};
+
+TEST_F(TwoLayerHotSetTest, LayersOnTwoDevicesMoveAsThoseOnOne) {
+  const neuron::Placement start = placement_;
+  const std::vector<neuron::Move> moves = Moves();
+  ASSERT_NO_FATAL_FAILURE(MakeRunner());
+  ASSERT_NO_FATAL_FAILURE(Make(*MakeHotSet(1 << 22), moves));
+  const auto moved = CheckLogits();
+
+  placement_ = start;
+  placement_.epoch = 100;
+  ASSERT_TRUE(worker_.Apply(worker_.PlacementRequest(placement_)).ok());
+  ASSERT_NO_FATAL_FAILURE(MakeRunner({1, 1}));
+  const std::unique_ptr<HotSet> hot_set = MakeHotSet(1 << 22);
+  ASSERT_EQ(hot_set->Fitting(moves), static_cast<int64_t>(moves.size()));
+  ASSERT_NO_FATAL_FAILURE(Make(*hot_set, moves));
+  EXPECT_EQ(CheckLogits(), moved);
 }
 
 TEST_F(HotSetTest, WhatCouldNotBeReadMovesNothing) {

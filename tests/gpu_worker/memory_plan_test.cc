@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/gguf/tiny_llama.h"
 
 namespace isotherm::gpu_worker {
@@ -86,6 +88,35 @@ TEST_F(MemoryPlanTest, ABudgetBelowTheDensePartsNamesTheLeastThatWouldDo) {
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("before the first hot neuron"));
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("--vram-budget"));
+}
+
+TEST_F(MemoryPlanTest, DevicesGetALikePartOfTheBudget) {
+  const PlacementSource source{model::EmbeddedProfile(*model_), std::nullopt};
+  const auto unbounded = PlanMemory(*model_, options_, source, {{}, {}});
+  ASSERT_TRUE(unbounded.ok()) << unbounded.status();
+  ASSERT_EQ(unbounded->stages.size(), 2u);
+  EXPECT_EQ(unbounded->stages[0].layers, (LayerRange{0, 1}));
+  EXPECT_EQ(unbounded->stages[1].layers, (LayerRange{1, 2}));
+  EXPECT_EQ(unbounded->neurons.placement.HotCount(), 2 * 96);
+
+  options_.budget_bytes = 1000;
+  const absl::Status status = PlanMemory(*model_, options_, source, {{}, {}}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("on 2 devices"));
+
+  const int64_t fullest = std::max(unbounded->stages[0].total(), unbounded->stages[1].total());
+  options_.budget_bytes = 2 * (fullest - 10000);
+  const auto bounded = PlanMemory(*model_, options_, source, {{}, {}});
+  ASSERT_TRUE(bounded.ok()) << bounded.status();
+  for (const StagePlan& stage : bounded->stages) EXPECT_LE(stage.total(), *options_.budget_bytes / 2);
+  EXPECT_LT(bounded->neurons.placement.HotCount(), 2 * 96);
+  EXPECT_EQ(bounded->neurons.coverage.size(), 2u);
+}
+
+TEST_F(MemoryPlanTest, MoreDevicesThanLayersAreRefused) {
+  const absl::Status status = PlanMemory(*model_, options_, {}, {{}, {}, {}}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("3 devices"));
 }
 
 TEST_F(MemoryPlanTest, APlacementIsTakenAsItIsWhereItFits) {

@@ -50,21 +50,34 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
   runner.max_prefill_rows = 64;
   runner.max_decode_rows = 32;
   runner.predictor = options.predictor;
-  if (options.make_device) {
-    harness->device_ = options.make_device();
-  } else {
-    ISOTHERM_ASSIGN_OR_RETURN(harness->device_, MakeTestDevice(options.threads, /*graphs=*/true));
+  std::vector<Stage> stages;
+  for (const int64_t count : options.division.empty() ? std::vector<int64_t>{h.layers} : options.division) {
+    const int64_t begin = stages.empty() ? 0 : stages.back().layers.end;
+    if (options.make_device) {
+      harness->devices_.push_back(options.make_device());
+    } else {
+      ISOTHERM_ASSIGN_OR_RETURN(harness->devices_.emplace_back(),
+                                MakeTestDevice(options.threads, /*graphs=*/true));
+    }
+    stages.push_back({harness->devices_.back().get(), {begin, begin + count}});
   }
+  const PredictorOptions predictor{options.predictor, options.threshold_shift, runner.max_rows()};
   ISOTHERM_ASSIGN_OR_RETURN(
-      auto predictor,
-      MakePredictor(*harness->model_, {options.predictor, options.threshold_shift, runner.max_rows()},
-                    *harness->device_));
-  ISOTHERM_ASSIGN_OR_RETURN(
-      harness->decoder_,
-      Decoder::Load(*harness->model_, runner, options.placement.value_or(neuron::AllHot(h.layers, h.ffn)),
-                    std::move(predictor), *harness->device_, [] { return absl::OkStatus(); }));
-  harness->runner_ = std::make_unique<Runner>(h, runner, harness->decoder_.get(), harness->device_.get());
+      harness->pipeline_,
+      Pipeline::Load(
+          *harness->model_, runner, options.placement.value_or(neuron::AllHot(h.layers, h.ffn)), stages,
+          [&](const Stage& stage) {
+            return MakePredictor(*harness->model_, predictor, stage.layers, *stage.device);
+          },
+          [] { return absl::OkStatus(); }));
+  harness->runner_ = std::make_unique<Runner>(h, runner, harness->pipeline_.get());
   return harness;
+}
+
+std::vector<DeviceHotLayers> RunnerHarness::HotLayers() const {
+  std::vector<DeviceHotLayers> layers;
+  for (size_t i = 0; i < devices_.size(); ++i) layers.push_back({devices_[i].get(), pipeline_->HotLayers(i)});
+  return layers;
 }
 
 v1::SequenceSlice RunnerHarness::Slice(uint64_t sequence, int64_t position,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "gpu_worker/graph/hot_set.h"
 #include "gpu_worker/graph/runner.h"
 
 namespace isotherm::gpu_worker {
@@ -20,6 +21,8 @@ struct HarnessOptions {
   int threads = 1;
   float threshold_shift = 0;
   std::optional<neuron::Placement> placement;  // absent: every neuron hot
+  // How many layers each of several devices holds; empty: one device holds all.
+  std::vector<int64_t> division;
   // Null: MakeTestDevice.
   std::function<std::unique_ptr<Device>()> make_device;
 };
@@ -48,20 +51,21 @@ class RunnerHarness {
 
   // Where the cold neurons are computed; the channel outlives the runs.
   void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {
-    device_->SetChannel(channel, placement_epoch);
+    pipeline_->SetChannel(channel, placement_epoch);
   }
 
   const model::Model& model() const { return *model_; }
   const RunnerOptions& options() const { return options_; }
-  Decoder& decoder() { return *decoder_; }
+  Pipeline& pipeline() { return *pipeline_; }
   Runner& runner() { return *runner_; }
-  Device& device() { return *device_; }
+  // For HotSet.
+  std::vector<DeviceHotLayers> HotLayers() const;
 
  private:
   std::unique_ptr<model::Model> model_;
   RunnerOptions options_;
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<Decoder> decoder_;
+  std::vector<std::unique_ptr<Device>> devices_;
+  std::unique_ptr<Pipeline> pipeline_;
   std::unique_ptr<Runner> runner_;
   uint64_t step_ = 0;
 };

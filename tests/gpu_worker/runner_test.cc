@@ -48,11 +48,11 @@ TEST(RunnerTest, CountsTheFiringsOfEachNeuron) {
     auto harness = MakeHarness({}, options);
     constexpr int64_t kTokens = 40;
     ASSERT_TRUE(harness->DecodeAll(0, Tokens(kTokens, 1)).ok());
-    const FiringCounts decoded = harness->device().TakeFirings();
+    const FiringCounts decoded = harness->pipeline().TakeFirings();
     const std::vector<LayerStatistics> after_decoding = harness->runner().layer_totals();
     ASSERT_EQ(decoded.size(), 2u);
     ASSERT_TRUE(harness->Run({harness->Slice(1, 0, Tokens(kTokens, 1), v1::STEP_OUTPUT_LAST_LOGITS)}).ok());
-    const FiringCounts prefilled = harness->device().TakeFirings();
+    const FiringCounts prefilled = harness->pipeline().TakeFirings();
     for (size_t layer = 0; layer < decoded.size(); ++layer) {
       const int64_t active = after_decoding[layer].active;
       EXPECT_EQ(Sum(decoded[layer]), active);
@@ -64,7 +64,8 @@ TEST(RunnerTest, CountsTheFiringsOfEachNeuron) {
         EXPECT_NEAR(decoded[layer][neuron], prefilled[layer][neuron], 1) << PredictorKindName(predictor);
       }
     }
-    EXPECT_EQ(harness->device().TakeFirings(), FiringCounts(2, std::vector<uint64_t>(96))) << "taken before";
+    EXPECT_EQ(harness->pipeline().TakeFirings(), FiringCounts(2, std::vector<uint64_t>(96)))
+        << "taken before";
   }
 }
 
@@ -92,6 +93,48 @@ TEST(RunnerTest, ARowsLogitsDoNotDependOnItsCompany) {
       }
     }
   }
+}
+
+TEST(RunnerTest, SeveralDevicesComputeWhatOneDoes) {
+  testing::TinyLlamaOptions tiny;
+  tiny.layers = 5;
+  for (PredictorKind predictor : {PredictorKind::kAll, PredictorKind::kGate, PredictorKind::kSketch}) {
+    HarnessOptions options;
+    options.predictor = predictor;
+    const auto one = MakeHarness(tiny, options);
+    options.division = {2, 1, 2};
+    const auto three = MakeHarness(tiny, options);
+    std::vector<v1::SequenceSlice> slices;
+    const auto add = [&](int64_t position, const std::vector<uint32_t>& tokens, v1::StepOutput output) {
+      const auto sequence = slices.size();
+      slices.push_back(one->Slice(sequence, position, tokens, output));
+    };
+    add(0, Tokens(20, 1), v1::STEP_OUTPUT_LAST_LOGITS);
+    add(0, Tokens(7, 2), v1::STEP_OUTPUT_LOG_PROBABILITIES);
+    for (const uint32_t target : Tokens(7, 3)) slices.back().add_targets(target);
+    add(0, {17}, v1::STEP_OUTPUT_LAST_LOGITS);
+    for (int step = 0; step < 3; ++step) {  // the third is a repeat that a device may replay
+      const auto expected = one->Run(slices);
+      const auto actual = three->Run(slices);
+      ASSERT_TRUE(expected.ok()) << expected.status();
+      ASSERT_TRUE(actual.ok()) << actual.status();
+      for (int i = 0; i < expected->outputs_size(); ++i) {
+        EXPECT_EQ(expected->outputs(i).SerializeAsString(), actual->outputs(i).SerializeAsString());
+      }
+      EXPECT_EQ(expected->statistics().neurons_active(), actual->statistics().neurons_active());
+    }
+    EXPECT_EQ(one->pipeline().TakeFirings(), three->pipeline().TakeFirings());
+  }
+}
+
+TEST(RunnerTest, ADeviceOfSeveralThatFailsFailsTheStep) {
+  HarnessOptions options;
+  options.division = {1, 1};
+  auto harness = MakeHarness({}, options);
+  harness->pipeline().BreakNext(DeviceFault::kOutOfMemory);
+  const std::vector<v1::SequenceSlice> step = {harness->Slice(0, 0, {5}, v1::STEP_OUTPUT_LAST_LOGITS)};
+  EXPECT_EQ(harness->Run(step).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(harness->Run(step).ok()) << "the next one finds nothing of it";
 }
 
 TEST(RunnerTest, ScoresEqualTheLogSoftmaxOfTheLogits) {

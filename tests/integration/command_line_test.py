@@ -34,6 +34,8 @@ class BadStartTest(unittest.TestCase):
                     result = self.run_server(binary, flag)
                     self.assertIn(result.returncode, (1, 2) if flag == "--listen=x" else (2,), result.stderr)
                     self.assertNotEqual("", last_line(result))
+        for flag in ("--devices=0,0", "--devices=x", "--inject-device-fault=lost:0"):
+            self.assertEqual(2, self.run_server("gpu_worker", f"--model={suite.MODEL}", flag).returncode, flag)
         self.assertEqual(2, process.run("isotherm", "no-such-command").returncode)
         self.assertEqual(2, process.run("isotherm", "generate", "--no-such-flag").returncode)
 

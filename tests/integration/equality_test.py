@@ -80,21 +80,24 @@ class EqualityTest(unittest.TestCase):
                 print(f"\n{len(streams)} texts of {self.tokens} tokens, {100 * model.hot_share:.1f} % of the neurons hot",
                       flush=True)
 
-    def test_both_transports_agree_bit_for_bit(self):
+    def test_transports_and_divisions_agree_bit_for_bit(self):
         # A placement of its own: what the planner makes depends on the bandwidth it measures at each start.
         folder = tempfile.TemporaryDirectory(prefix="isotherm-test-")
         self.addCleanup(folder.cleanup)
         index = pathlib.Path(folder.name) / "tales.gguf.generated.gpuidx"
         gpu_index_test.write_index(index, gpu_index_test.HOT)
-        results = {}
-        for transport in ("shm", "inline"):
-            flags = ("--predictor=gate", f"--placement={index}", f"--exchange-transport={transport}")
-            with cluster.Cluster(gpu_worker=flags) as running:
+        results = []
+        for transport, devices, flags in (("shm", 1, ["--exchange-transport=shm"]),
+                                          ("inline", 1, ["--exchange-transport=inline"]),
+                                          ("shm", 2, ["--devices=0,1"])):
+            with cluster.Cluster(gpu_worker=["--predictor=gate", f"--placement={index}", *flags]) as running:
                 streams = generate(running, self.prompts, self.tokens)
+                self.assertEqual(devices > 1, "on a device with" in running.gpu_worker.log())
                 self.assertEqual({transport}, {stream.complete.execution.transport for stream in streams})
                 scores = [list(client.score(running, [1, *tokens]).log_probabilities) for tokens in self.expected]
-                results[transport] = ([stream.tokens for stream in streams], scores)
-        self.assertEqual(results["shm"], results["inline"])
+                results.append(([stream.tokens for stream in streams], scores))
+        for result in results[1:]:
+            self.assertEqual(results[0], result)
 
     def test_bf16_activations_round_and_little_more(self):
         scores = []
