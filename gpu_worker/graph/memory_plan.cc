@@ -230,7 +230,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOpt
     return absl::InvalidArgumentError(absl::StrFormat("%d devices for '%s', which has %d layers: name fewer",
                                                       parts, model.DisplayName(), h.layers));
   }
-  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input, MakePlanInput(model, source.profile, kNominalReadBandwidth));
+  ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input,
+                            MakePlanInput(model, source.profile, kNominalReadBandwidth));
   ISOTHERM_ASSIGN_OR_RETURN(const ModelWeight weight, Weigh(model, options, input, devices.front()));
   const std::vector<LayerRange> ranges = DivideLayers(weight, parts);
   MemoryPlan plan;

@@ -81,9 +81,9 @@ struct DeviceMemoryTraits {
 };
 
 // Divides the layers over the devices so that they hold about as much each with every neuron hot, and then
-// each device's part of the budget. Depends on the arguments alone, so that every start makes the same plan of
-// the same files and flags. InvalidArgument for more devices than layers. ResourceExhausted, naming the least
-// budget that would do, when not even the dense parts or the hot neurons of source.placement fit.
+// each device's part of the budget. Depends on the arguments alone, so that every start makes the same plan
+// of the same files and flags. InvalidArgument for more devices than layers. ResourceExhausted, naming the
+// least budget that would do, when not even the dense parts or the hot neurons of source.placement fit.
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
                                       const PlacementSource& source,
                                       const std::vector<DeviceMemoryTraits>& devices = {{}});

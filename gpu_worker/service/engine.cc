@@ -187,8 +187,7 @@ absl::Status Engine::Plan(const EngineOptions& options) {
   for (const std::unique_ptr<Device>& device : devices_) {
     traits.push_back({device->OwnBytes(MakeFfnParameters(h), max_rows), device->embeds_from_host()});
   }
-  ISOTHERM_ASSIGN_OR_RETURN(
-      plan_, PlanMemory(*model_, runner_options_, source, traits));
+  ISOTHERM_ASSIGN_OR_RETURN(plan_, PlanMemory(*model_, runner_options_, source, traits));
   spdlog::info("{}", plan_.ToString(*model_));
   for (size_t i = 0; i < devices_.size(); ++i) {
     ISOTHERM_RETURN_IF_ERROR(

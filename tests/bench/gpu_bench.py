@@ -30,6 +30,8 @@ class Servers:
                "--nosave-profile"]
         if options.stream_rows is not None:
             gpu.append(f"--stream-rows={options.stream_rows}")
+        if device == "cuda" and "," in options.devices:
+            gpu.append(f"--devices={options.devices}")
         if budget := budget_of(options, device):
             gpu += [f"--vram-budget={budget}", f"--cpu-worker=unix:{folder}/cpu.sock"]
             self._start(options, "cpu_worker", f"--listen=unix:{folder}/cpu.sock", f"--threads={options.threads}")
@@ -61,7 +63,8 @@ def budget_of(options: argparse.Namespace, device: str) -> float:
     refused = subprocess.run(
         [options.bin / "gpu_worker", f"--model={options.model}", f"--device={device}", "--vram-budget=0.001",
          "--listen=127.0.0.1:0", "--metrics-listen=", f"--kv-tokens={options.context * options.sequences}",
-         f"--ctx={options.context}", f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}"],
+         f"--ctx={options.context}", f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}",
+         f"--devices={options.devices}"],
         capture_output=True, text=True, check=False)
     least = re.search(r"need ([0-9.]+) GiB", refused.stdout + refused.stderr)
     if least is None:
@@ -70,20 +73,27 @@ def budget_of(options: argparse.Namespace, device: str) -> float:
 
 
 class DeviceMemory:
-    """MiB that the device says are in use: before anything starts, and the most of what follows."""
+    """MiB that each device says are in use: before anything starts, and the most of what follows."""
 
-    QUERY = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-
-    def __init__(self, folder: Path):
-        self.before = int(subprocess.run(self.QUERY, capture_output=True, text=True, check=True).stdout)
+    def __init__(self, folder: Path, devices: str):
+        self.query = ["nvidia-smi", "--query-gpu=index,memory.used", "--format=csv,noheader,nounits", f"--id={devices}"]
+        self.before = self._most(subprocess.run(self.query, capture_output=True, text=True, check=True).stdout)
         self.file = folder / "memory.log"
         with self.file.open("w") as log:
-            self.process = subprocess.Popen([*self.QUERY, "--loop-ms=100"], stdout=log)
+            self.process = subprocess.Popen([*self.query, "--loop-ms=100"], stdout=log)
 
-    def peak(self) -> int:
+    @staticmethod
+    def _most(lines: str) -> dict[int, int]:
+        most: dict[int, int] = {}
+        for line in lines.splitlines():
+            device, used = map(int, line.split(","))
+            most[device] = max(used, most.get(device, 0))
+        return most
+
+    def peaks(self) -> list[int]:
         self.process.terminate()
         self.process.wait()
-        return max(int(line) for line in self.file.read_text().splitlines()) - self.before
+        return [used - self.before[device] for device, used in self._most(self.file.read_text()).items()]
 
 
 def operator_times(log: str) -> dict[str, dict]:
@@ -159,7 +169,7 @@ def time_operators(options: argparse.Namespace) -> dict[str, dict]:
 
 def measure(options: argparse.Namespace, device: str) -> dict:
     with tempfile.TemporaryDirectory(prefix="isotherm-bench.") as folder:
-        memory = DeviceMemory(Path(folder)) if device == "cuda" else None
+        memory = DeviceMemory(Path(folder), options.devices) if device == "cuda" else None
         with Servers(options, device, Path(folder)) as servers:
             text, _ = finish(servers, generate(options, servers))  # loads, warms up, captures
             runs = []
@@ -172,7 +182,7 @@ def measure(options: argparse.Namespace, device: str) -> dict:
             return {"device": device, "text": text, "decode_tokens_per_second": statistics.median(runs),
                     "spread": [min(runs), max(runs)], "statistics": finished[-1].splitlines(),
                     "prefill_tokens_per_second": prefills,
-                    "plan": plan.group(1) if plan else "", "vram_mib": memory.peak() if memory else 0}
+                    "plan": plan.group(1) if plan else "", "vram_mib": memory.peaks() if memory else []}
 
 
 def main() -> None:
@@ -180,6 +190,7 @@ def main() -> None:
     parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--vram-budget", default="0", help="GiB; 0: every neuron is hot; +GiB: above the least")
+    parser.add_argument("--devices", default="0", help="GPUs that share the layers")
     parser.add_argument("--kv-type", default="f16")
     parser.add_argument("--predictor", default="auto")
     parser.add_argument("--prompt", default="The king said to his daughter,")
@@ -207,7 +218,7 @@ def main() -> None:
           "({spread[0]:.1f}-{spread[1]:.1f}) |".format(**result), flush=True)
     for tokens, (least, median, most) in result["prefill_tokens_per_second"].items():
         print(f"    prefill of {tokens} tokens: {median:.0f} tokens/s ({least:.0f}-{most:.0f})", flush=True)
-    print(f"    {result['vram_mib']} MiB of device memory; " + "; ".join(result["statistics"]), flush=True)
+    print(f"    {' + '.join(map(str, result['vram_mib']))} MiB of device memory; " + "; ".join(result["statistics"]), flush=True)
     if options.time_operators:
         result["operators"] = time_operators(options)
         for name, times in sorted(result["operators"].items(), key=lambda item: -item[1]["sum_us"]):

@@ -92,8 +92,8 @@ TEST(DecoderTest, AllocatesWhatWasPlannedForEachDevice) {
                                            {"opt-relu-q8_0", PredictorKind::kSketch}}) {
     std::array<Record, 2> records;
     const auto harness = Load(fixture, predictor, records.data(), {1, 1});
-    const absl::StatusOr<MemoryPlan> plan = PlanMemory(harness->model(), harness->options(),
-                                                       PlacementSource(), {{}, {}});
+    const absl::StatusOr<MemoryPlan> plan =
+        PlanMemory(harness->model(), harness->options(), PlacementSource(), {{}, {}});
     ASSERT_TRUE(plan.ok()) << plan.status();
     for (size_t device = 0; device < records.size(); ++device) {
       for (int i = 0; i < kMemoryPurposes; ++i) {

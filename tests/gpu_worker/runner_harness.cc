@@ -26,13 +26,18 @@ const ::testing::Environment* const kDeviceEnvironment =
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Device>> MakeTestDevice(int threads, bool graphs) {
+absl::StatusOr<std::unique_ptr<Device>> MakeTestDevice(int threads, bool graphs, int number) {
   const char* const name = std::getenv("ISOTHERM_TEST_DEVICE");
   if (name == nullptr || std::string(name) == "host") {
     return std::make_unique<HostDevice>(HostDeviceOptions{.threads = threads});
   }
   if (std::string(name) == "cuda") {
-    return MakeCudaDevice({.loader_threads = threads, .graphs = graphs, .stream_rows = kStreamRows});
+    CudaDeviceOptions options{
+        .number = number, .loader_threads = threads, .graphs = graphs, .stream_rows = kStreamRows};
+    absl::StatusOr<std::unique_ptr<Device>> device = MakeCudaDevice(options);
+    if (device.ok() || number == 0) return device;
+    options.number = 0;
+    return MakeCudaDevice(options);
   }
   return absl::InvalidArgumentError("ISOTHERM_TEST_DEVICE: host and cuda are known");
 }
@@ -56,8 +61,9 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
     if (options.make_device) {
       harness->devices_.push_back(options.make_device());
     } else {
-      ISOTHERM_ASSIGN_OR_RETURN(harness->devices_.emplace_back(),
-                                MakeTestDevice(options.threads, /*graphs=*/true));
+      ISOTHERM_ASSIGN_OR_RETURN(
+          harness->devices_.emplace_back(),
+          MakeTestDevice(options.threads, /*graphs=*/true, static_cast<int>(stages.size())));
     }
     stages.push_back({harness->devices_.back().get(), {begin, begin + count}});
   }

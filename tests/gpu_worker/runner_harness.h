@@ -32,8 +32,9 @@ inline constexpr int64_t kStreamRows = 24;
 
 // The device that $ISOTHERM_TEST_DEVICE names, `host` where it is unset: the same tests hold for every
 // device. Where this machine lacks it, all tests of the binary are skipped.
-// `graphs`: passes of one shape repeat the same operators, so that a device may replay them.
-absl::StatusOr<std::unique_ptr<Device>> MakeTestDevice(int threads, bool graphs);
+// `graphs`: passes of one shape repeat the same operators, so that a device may replay them. `number`: which
+// GPU; the first one where there are fewer.
+absl::StatusOr<std::unique_ptr<Device>> MakeTestDevice(int threads, bool graphs, int number = 0);
 
 // A runner on the test device.
 class RunnerHarness {
