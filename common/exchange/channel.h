@@ -59,6 +59,9 @@ class Channel {
   virtual void BeginStep(uint64_t step) = 0;
   virtual void EndStep() = 0;
 
+  // Tells the worker's log whom exchanges are for. Between exchanges; a channel that breaks loses it.
+  virtual void Note(const worker::v1::SequenceNote& note) = 0;
+
   // Begin, fill the buffers, Send, (compute the hot half), Await.
   virtual absl::StatusOr<RequestBuffers> Begin(const RequestHeader& header) = 0;
   // `gate_value_count`: how many compacted values were written.

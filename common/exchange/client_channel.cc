@@ -34,6 +34,14 @@ absl::Status ClientChannel::TakeTurn(Turn turn, const char* call) {
   return absl::OkStatus();
 }
 
+void ClientChannel::Note(const worker::v1::SequenceNote& note) {
+  if (dead()) return;
+  worker::v1::ExchangeRequest message;
+  *message.mutable_note() = note;
+  if (absl::Status status = stream_->Write(message, timeout_); !status.ok())
+    Latch(std::move(status)).IgnoreError();
+}
+
 absl::StatusOr<RequestBuffers> ClientChannel::Begin(const RequestHeader& header) {
   ISOTHERM_RETURN_IF_ERROR(TakeTurn(Turn::kBegin, "Begin"));
   absl::StatusOr<Descriptor> request = MakeDescriptor(header, geometry_, generation_, ++sequence_);

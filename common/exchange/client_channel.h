@@ -14,6 +14,7 @@ namespace isotherm::exchange {
 // accounts. A transport says where the bytes go.
 class ClientChannel : public Channel {
  public:
+  void Note(const worker::v1::SequenceNote& note) final;
   absl::StatusOr<RequestBuffers> Begin(const RequestHeader& header) final;
   absl::Status Send(int64_t gate_value_count) final;
   absl::StatusOr<Answer> Await() final;

@@ -71,6 +71,10 @@ absl::Status ServeInline(ServerStream* stream, Session* session) {
   Answerer answerer(session);
   uint32_t sequence = 0;
   while (stream->Read(&request)) {
+    if (request.has_note()) {
+      session->served().Take(request.note());
+      continue;
+    }
     const std::optional<Descriptor> descriptor = TakeDescriptor(request.frame());
     if (!descriptor.has_value()) {
       return absl::InvalidArgumentError("exchange request: expected a frame that starts with a descriptor");

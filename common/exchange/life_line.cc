@@ -10,8 +10,9 @@ constexpr absl::Duration kFarewell = absl::Seconds(1);
 
 }  // namespace
 
-LifeLine::LifeLine(grpc::ServerContext* context, ServerStream* stream, Region* region)
-    : context_(context), stream_(stream), region_(region), thread_(&LifeLine::Watch, this) {}
+LifeLine::LifeLine(grpc::ServerContext* context, ServerStream* stream, Region* region,
+                   ServedSequences* served)
+    : context_(context), stream_(stream), region_(region), served_(served), thread_(&LifeLine::Watch, this) {}
 
 LifeLine::~LifeLine() {
   region_->Fail();
@@ -33,8 +34,8 @@ void LifeLine::Watch() {
       attached_ = true;
     }
     changed_.notify_all();
-    // Blocks for the life of the channel: nothing may follow.
-    stream_->Read(&message);
+    // Blocks for the life of the channel: nothing but notes may follow.
+    while (stream_->Read(&message) && message.has_note()) served_->Take(message.note());
   }
   region_->Fail();
   {

@@ -13,10 +13,10 @@
 namespace isotherm::exchange {
 
 // The server's watch over the stream of a shared-memory exchange: a thread reads it, removes the region's
-// name once the client has mapped it, and fails the region when the stream ends.
+// name once the client has mapped it, takes notes, and fails the region when the stream ends.
 class LifeLine {
  public:
-  LifeLine(grpc::ServerContext* context, ServerStream* stream, Region* region);
+  LifeLine(grpc::ServerContext* context, ServerStream* stream, Region* region, ServedSequences* served);
   // Fails the region. A client that is there ends the stream then, and learns the status of the call; another
   // is cancelled.
   ~LifeLine();
@@ -32,6 +32,7 @@ class LifeLine {
   grpc::ServerContext* const context_;
   ServerStream* const stream_;
   Region* const region_;
+  ServedSequences* const served_;
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -45,10 +45,14 @@ absl::Status ServeExchange(grpc::ServerContext* context, ServerStream* stream, c
   ISOTHERM_ASSIGN_OR_RETURN(const Geometry geometry, CheckOpen(request.open(), accepted));
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<Region> region, MakeRegion(request.open(), geometry, options));
 
-  Session session(region != nullptr ? geometry.OfRegion() : geometry, std::move(accepted), policy, executor);
-  if (region != nullptr) return ServeSharedMemory(context, stream, std::move(region), &session, options);
-  ISOTHERM_RETURN_IF_ERROR(CheckInlineFits(geometry, options.max_message_bytes));
-  return ServeInline(stream, &session);
+  const bool is_inline = region == nullptr;
+  if (is_inline) ISOTHERM_RETURN_IF_ERROR(CheckInlineFits(geometry, options.max_message_bytes));
+  Session session(is_inline ? geometry : geometry.OfRegion(), std::move(accepted), policy, executor);
+  const absl::Status status = is_inline
+                                  ? ServeInline(stream, &session)
+                                  : ServeSharedMemory(context, stream, std::move(region), &session, options);
+  session.served().End(status);
+  return status;
 }
 
 }  // namespace isotherm::exchange

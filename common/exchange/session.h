@@ -10,14 +10,15 @@
 
 #include "common/exchange/channel.h"
 #include "common/exchange/region_layout.h"
+#include "common/exchange/served_sequences.h"
 
 namespace isotherm::exchange {
 
 using PolicySource = std::function<absl::StatusOr<ServerPolicy>()>;
 using ServerStream = grpc::ServerReaderWriter<worker::v1::ExchangeResponse, worker::v1::ExchangeRequest>;
 
-// One opened stream on the server, whichever the transport: the checks around the executor, and its steps.
-// One thread.
+// One opened stream on the server, whichever the transport: the checks around the executor, its steps, and
+// whom they are for. One thread, but for served().
 class Session {
  public:
   // `accepted`: the policy of now, asked when a request names another placement epoch than `policy`.
@@ -44,6 +45,8 @@ class Session {
   void SetStep(StepState state);
   StepState step() const { return step_; }
 
+  ServedSequences& served() { return served_; }
+
  private:
   // Takes over the placement announced since, if it has that epoch.
   void FollowPlacement(uint64_t epoch);
@@ -53,6 +56,7 @@ class Session {
   Executor* const executor_;
   ServerPolicy policy_;
   StepState step_ = StepState::kClosed;
+  ServedSequences served_;
 };
 
 }  // namespace isotherm::exchange

@@ -100,7 +100,7 @@ absl::Status ServeSharedMemory(grpc::ServerContext* context, ServerStream* strea
   }
   if (!stream->Write(response))
     return absl::CancelledError("the GPU worker left while the exchange was opening");
-  LifeLine life_line(context, stream, region.get());
+  LifeLine life_line(context, stream, region.get(), &session->served());
   ISOTHERM_RETURN_IF_ERROR(life_line.AwaitAttached(kAttachTimeout));
   return ShmServer(region.get(), session, options).Serve();
 }

@@ -106,6 +106,7 @@ void Engine::RunOnce() {
     AdoptRunner();
     if (idle()) {
       link_.Confirm();
+      TellEnded();
     } else {
       RunStep();
     }
@@ -169,6 +170,7 @@ void Engine::EndAbandonedIn(Sequences& sequences, absl::Time now) {
     const auto next = std::next(it);
     if (!end.ok()) {
       sequence.Fail(end);
+      if (sequence.started()) ended_.push_back(sequence.id());
       abandoned_.insert(sequences.extract(it));
     }
     it = next;
@@ -190,6 +192,7 @@ void Engine::AdoptRunner() {
     if (sequence->ForgetRows()) metrics_->worker_rebuilds.Add();
   }
   waiting_.merge(running_);
+  ended_.clear();
   pool_ = std::make_unique<KvBlockPool>(runner.kv_blocks(), runner.kv_block_size());
   instance_id_ = runner.instance_id();
   context_ = std::min<int64_t>(runner.context_length(), pool_->total_blocks() * pool_->block_size());
@@ -239,6 +242,7 @@ void Engine::Preempt(uint64_t id) {
 void Engine::Execute(absl::Span<const PlannedSlice> slices) {
   worker::v1::StepRequest request;
   request.set_step_id(next_step_id_++);
+  request.mutable_ended()->Add(ended_.begin(), ended_.end());
   const absl::Time now = absl::Now();
   for (const PlannedSlice& slice : slices) {
     const absl::Status filled = running_.at(slice.id)->Fill(slice, now, request.add_slices());
@@ -248,6 +252,7 @@ void Engine::Execute(absl::Span<const PlannedSlice> slices) {
     }
   }
   if (request.slices().empty()) return;
+  ended_.clear();
 
   const absl::StatusOr<worker::v1::StepSuccess> success =
       link_.Step(request, [this] { return AttendCallers(); });
@@ -266,6 +271,16 @@ void Engine::Execute(absl::Span<const PlannedSlice> slices) {
   }
 }
 
+void Engine::TellEnded() {
+  if (ended_.empty()) return;
+  worker::v1::StepRequest request;
+  request.set_step_id(next_step_id_++);
+  request.mutable_ended()->Add(ended_.begin(), ended_.end());
+  ended_.clear();
+  // For the worker's log alone: if that fails, so does the next step.
+  link_.Step(request, [this] { return AttendCallers(); }).IgnoreError();
+}
+
 void Engine::AcceptOutputs(const worker::v1::StepRequest& request, const worker::v1::StepSuccess& success) {
   const absl::Time now = absl::Now();
   int64_t rows = 0;
@@ -279,6 +294,7 @@ void Engine::AcceptOutputs(const worker::v1::StepRequest& request, const worker:
     if (!over.ok()) {
       EndRunning(slice.sequence_id(), over.status());
     } else if (*over) {
+      ended_.push_back(it->first);
       running_.erase(it);
     }
   }
@@ -288,7 +304,9 @@ void Engine::AcceptOutputs(const worker::v1::StepRequest& request, const worker:
 
 void Engine::EndRunning(uint64_t id, const absl::Status& status) {
   auto node = running_.extract(id);
-  if (!node.empty()) node.mapped()->Fail(status);
+  if (node.empty()) return;
+  node.mapped()->Fail(status);
+  ended_.push_back(id);
 }
 
 void Engine::FailAll(const absl::Status& status) {

@@ -87,6 +87,8 @@ class Engine {
   ScheduleSnapshot Snapshot() const;
   void Preempt(uint64_t id);
   void Execute(absl::Span<const PlannedSlice> slices);
+  // What no step is there to carry.
+  void TellEnded();
   void AcceptOutputs(const worker::v1::StepRequest& request, const worker::v1::StepSuccess& success);
   // Nothing if it was abandoned already.
   void EndRunning(uint64_t id, const absl::Status& status);
@@ -112,7 +114,8 @@ class Engine {
   int64_t context_ = 0;
   Sequences running_;
   Sequences waiting_;
-  Sequences abandoned_;  // answered, but a step may still write into their blocks
+  Sequences abandoned_;          // answered, but a step may still write into their blocks
+  std::vector<uint64_t> ended_;  // sequences that the worker takes for alive
   uint64_t next_step_id_ = 1;
   absl::Time waiting_checked_ = absl::InfinitePast();
 

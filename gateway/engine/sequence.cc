@@ -29,6 +29,10 @@ absl::Status Sequence::Fill(const PlannedSlice& planned, absl::Time now, worker:
   slice->set_sequence_id(id_);
   slice->set_position(static_cast<uint32_t>(planned.position));
   slice->mutable_block_table()->Add(lease_.blocks().begin(), lease_.blocks().end());
+  if (const std::optional<observe::Trace>& trace = caller_->trace(); planned.position == 0 && trace) {
+    slice->mutable_trace()->set_traceparent(trace->Traceparent());
+    slice->mutable_trace()->set_request_id(trace->request_id);
+  }
   FillTokens(planned.position, planned.rows, slice);
   return absl::OkStatus();
 }

@@ -35,6 +35,10 @@ void SplitChannel::EndStep() {
   for (const Member& member : members_) member.channel->EndStep();
 }
 
+void SplitChannel::Note(const worker::v1::SequenceNote& note) {
+  for (const Member& member : members_) member.channel->Note(note);
+}
+
 absl::StatusOr<exchange::RequestBuffers> SplitChannel::Begin(const exchange::RequestHeader& header) {
   ISOTHERM_RETURN_IF_ERROR(error_);
   if (header.rows < 1 || header.rows > geometry_.max_rows) {

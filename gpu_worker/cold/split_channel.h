@@ -27,6 +27,7 @@ class SplitChannel final : public exchange::Channel {
   exchange::Transport transport() const override;
   void BeginStep(uint64_t step) override;
   void EndStep() override;
+  void Note(const worker::v1::SequenceNote& note) override;
   absl::StatusOr<exchange::RequestBuffers> Begin(const exchange::RequestHeader& header) override;
   absl::Status Send(int64_t gate_value_count) override;
   absl::StatusOr<Answer> Await() override;

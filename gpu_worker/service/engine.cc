@@ -284,13 +284,30 @@ absl::StatusOr<std::unique_ptr<Predictor>> Engine::MakeThePredictor(const Engine
 
 absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepRequest& request) {
   base::MutexLock lock(&mutex_);
+  sequences_.Begin(request);
+  if (request.slices().empty() && !request.ended().empty()) {
+    TellCpuWorkers();
+    return worker::v1::StepSuccess();
+  }
   // The step is the unit of retry: those that are left do it again with the lost worker's part.
   absl::StatusOr<worker::v1::StepSuccess> success = TryStep(request);
   for (int64_t lost = 1; !success.ok() && cold_ != nullptr && cold_->channel() == nullptr; ++lost) {
     if (lost == cold_->count() || !cold_->others_left()) break;
     success = TryStep(request);
   }
+  sequences_.Count(request, success);
   return success;
+}
+
+void Engine::EndSequences() {
+  base::MutexLock lock(&mutex_);
+  sequences_.EndAll();
+  TellCpuWorkers();
+}
+
+void Engine::TellCpuWorkers() {
+  if (cold_ == nullptr || cold_->channel() == nullptr) return;
+  sequences_.Tell(*cold_->channel(), cold_->openings());
 }
 
 absl::StatusOr<worker::v1::StepSuccess> Engine::TryStep(const worker::v1::StepRequest& request) {
@@ -298,6 +315,7 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::TryStep(const worker::v1::StepRe
   if (const absl::Status ready = EnsureReadyLocked(); !ready.ok()) {
     return absl::UnavailableError(ready.message());
   }
+  TellCpuWorkers();
   exchange::Channel* channel = cold_ == nullptr ? nullptr : cold_->channel();
   const int64_t bytes_before = channel == nullptr ? 0 : channel->bytes_exchanged();
   pipeline_->SetChannel(channel, cold_ == nullptr ? 0 : cold_->placement().epoch);

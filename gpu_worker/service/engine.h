@@ -21,6 +21,7 @@
 #include "gpu_worker/service/adapter.h"
 #include "gpu_worker/service/firing_log.h"
 #include "gpu_worker/service/profile_choice.h"
+#include "gpu_worker/service/sequence_log.h"
 #include "isotherm/worker/v1/model_runner.pb.h"
 
 namespace isotherm::gpu_worker {
@@ -58,6 +59,8 @@ class Engine {
   // The loss of a CPU worker whose part others can take is not an error. Errors of lost CPU workers are
   // Unavailable; the same step may be sent again.
   absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request);
+  // Whoever sent the steps is gone.
+  void EndSequences();
 
   // Opens the exchanges if they are needed and not open; cheap when they are. Call now and then, so that a
   // worker that comes back is found before the next step asks for it. One thread.
@@ -92,6 +95,7 @@ class Engine {
   absl::Status StartAdapting(int64_t interval) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // AdapterPorts::follow.
   absl::Status Follow(const neuron::Placement& next, const std::function<absl::Status()>& commit);
+  void TellCpuWorkers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status EnsureReadyLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status DeviceHealthLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CollectLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -119,6 +123,7 @@ class Engine {
   mutable base::Mutex mutex_;
   std::unique_ptr<Pipeline> pipeline_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Runner> runner_ ABSL_GUARDED_BY(mutex_);
+  SequenceLog sequences_ ABSL_GUARDED_BY(mutex_);
   // Null for a dense model and for a device that does not count.
   std::unique_ptr<FiringLog> firing_log_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_collected_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();

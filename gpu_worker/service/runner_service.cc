@@ -198,7 +198,10 @@ grpc::Status RunnerService::Step(grpc::ServerContext* context,
                                  grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) {
   return rpc::Handle("Step", context, [&]() -> absl::Status {
     ISOTHERM_ASSIGN_OR_RETURN(const std::shared_ptr<Engine> engine, OpenStream(context));
-    const absl::Cleanup close = [this] { CloseStream(); };
+    const absl::Cleanup close = [&] {
+      engine->EndSequences();
+      CloseStream();
+    };
     v1::StepRequest request;
     while (stream->Read(&request) && BeginStep()) {
       const bool written = stream->Write(Answer(*engine, request));

@@ -1,13 +1,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <spdlog/sinks/ostream_sink.h>
+#include <spdlog/spdlog.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
+#include <sstream>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/neuron/mask.h"
 #include "tests/exchange/harness.h"
@@ -316,6 +320,36 @@ TEST_P(ContractTest, InlineActivationsMayBeBF16) {
   const int64_t masks = 6 * neuron::MaskWords(geometry.ffn) * 8;
   const int64_t activations = 6 * 2 * geometry.hidden * (rounds ? 2 : 4);
   EXPECT_NEAR(channel_->bytes_exchanged(), 3 * 2 * 64 + masks + activations, 3 * 8);  // masks are aligned
+}
+
+TEST_P(ContractTest, LogsWhomExchangesAreFor) {
+  std::ostringstream log;
+  const std::shared_ptr<spdlog::logger> before = spdlog::default_logger();
+  spdlog::set_default_logger(
+      std::make_shared<spdlog::logger>("test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  worker::v1::SequenceNote note;
+  for (const uint64_t id : {3, 4, 3}) {
+    note.set_sequence_id(id);
+    note.mutable_begins()->set_request_id(absl::StrCat("order-", id));
+    channel_->Note(note);
+    EXPECT_EQ(Exchange({.rows = 1}), absl::OkStatus());
+  }
+  note.clear_begins();
+  for (const uint64_t id : {5, 4}) {
+    note.set_sequence_id(id);
+    channel_->Note(note);
+  }
+  EXPECT_EQ(Exchange({.rows = 1}), absl::OkStatus());
+  Stop();
+  spdlog::set_default_logger(before);
+  std::vector<std::string> lines;
+  for (const absl::string_view line : absl::StrSplit(log.str(), '\n')) {
+    if (const size_t at = line.find("sequence "); at != line.npos) lines.emplace_back(line.substr(at));
+  }
+  EXPECT_THAT(lines, ::testing::ElementsAre("sequence 3 begins, request order-3",
+                                            "sequence 4 begins, request order-4", "sequence 4 is over",
+                                            "sequence 3 loses its exchange: the GPU worker is gone"));
 }
 
 TEST_P(ContractTest, ServesSeveralClientsAtOnce) {

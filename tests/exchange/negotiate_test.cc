@@ -61,8 +61,8 @@ TEST(CheckOpenTest, NamesBothValues) {
     std::function<void(worker::v1::ExchangeOpen*)> spoil;
   };
   const Case cases[] = {
-      {"protocol version differs: the GPU worker has 1, this CPU worker 2",
-       [](auto* o) { o->set_protocol_version(1); }},
+      {"protocol version differs: the GPU worker has 2, this CPU worker 3",
+       [](auto* o) { o->set_protocol_version(2); }},
       {"region layout version differs: the GPU worker has 9, this CPU worker 1",
        [](auto* o) { o->set_region_layout_version(9); }},
       {"bundle layout version differs: the GPU worker has 9",

@@ -5,7 +5,9 @@
 
 #include <cmath>
 #include <future>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -46,6 +48,28 @@ TEST(EngineTest, StreamsTheModelsTokensAndText) {
   EXPECT_EQ(call->tokens, harness.Expected(task, 40));
   EXPECT_EQ(call->text, harness.ExpectedText(task, 40));
   EXPECT_THAT(harness.runner.violations(), IsEmpty());
+}
+
+TEST(EngineTest, TheWorkerLearnsWhoseSequencesBeginAndEnd) {
+  EngineHarness harness;
+  const observe::Trace trace = observe::BeginTrace("", "order-7");
+  std::unique_ptr<TestCall> traced, untraced;
+  {
+    const observe::TraceScope scope(trace);
+    traced = harness.Submit(harness.Task("ab cd", 3));
+  }
+  ASSERT_EQ(traced->Finish(), absl::OkStatus());
+  EXPECT_TRUE(WaitFor([&] { return harness.runner.ended() == std::set<uint64_t>{1}; }))
+      << "nothing else to do";
+  untraced = harness.Submit(harness.Task("ab cd", 400));
+  untraced->Read(1);
+  untraced->Cancel();
+  EXPECT_TRUE(absl::IsCancelled(untraced->Finish()));
+  EXPECT_TRUE(WaitFor([&] { return harness.runner.ended() == std::set<uint64_t>{1, 2}; }));
+  const std::map<uint64_t, worker::v1::TraceContext> traces = harness.runner.traces();
+  ASSERT_EQ(traces.size(), 1u);
+  EXPECT_EQ(traces.at(1).traceparent(), trace.Traceparent());
+  EXPECT_EQ(traces.at(1).request_id(), "order-7");
 }
 
 // The toy model likes padding as much as any piece, so among this much of it only a filter explains the text.

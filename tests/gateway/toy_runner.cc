@@ -141,9 +141,14 @@ bool ToyRunner::PassGate(absl::FunctionRef<bool()> patient) {
 }
 
 worker::v1::StepResponse ToyRunner::StepLocked(const worker::v1::StepRequest& request) {
-  ++steps_;
   worker::v1::StepResponse response;
   response.set_step_id(request.step_id());
+  ended_.insert(request.ended().begin(), request.ended().end());
+  if (request.slices().empty()) {
+    response.mutable_success();
+    return response;
+  }
+  ++steps_;
   CheckStep(request);
   worker::v1::StepSuccess success;
   int64_t rows = 0;
@@ -151,6 +156,7 @@ worker::v1::StepResponse ToyRunner::StepLocked(const worker::v1::StepRequest& re
   for (const worker::v1::SequenceSlice& slice : request.slices()) {
     worker::v1::SliceOutput* output = success.add_outputs();
     output->set_sequence_id(slice.sequence_id());
+    if (slice.has_trace()) traces_[slice.sequence_id()] = slice.trace();
     ComputeSlice(slice, output);
     rows += slice.tokens_size();
     for (const uint32_t token : slice.tokens()) refused = refused || token == refused_;
@@ -308,6 +314,16 @@ std::string ToyRunner::instance_id() const { return Describe().instance_id(); }
 int64_t ToyRunner::steps() const {
   base::MutexLock lock(&mutex_);
   return steps_;
+}
+
+std::set<uint64_t> ToyRunner::ended() const {
+  base::MutexLock lock(&mutex_);
+  return ended_;
+}
+
+std::map<uint64_t, worker::v1::TraceContext> ToyRunner::traces() const {
+  base::MutexLock lock(&mutex_);
+  return traces_;
 }
 
 int64_t ToyRunner::largest_batch() const {

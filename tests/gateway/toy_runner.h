@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -84,6 +85,10 @@ class ToyRunner {
   bool reachable() const;
   std::string instance_id() const;
   int64_t steps() const;
+  // Sequences that it was told are over.
+  std::set<uint64_t> ended() const;
+  // Traces that came with slices, by sequence.
+  std::map<uint64_t, worker::v1::TraceContext> traces() const;
   // Most slices and rows seen in one step.
   int64_t largest_batch() const;
   // Everything a step got wrong about blocks, rows or limits; empty if all is well.
@@ -122,6 +127,8 @@ class ToyRunner {
   bool gate_open_ ABSL_GUARDED_BY(mutex_) = true;
   int waiting_at_gate_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::set<uint64_t> ended_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint64_t, worker::v1::TraceContext> traces_ ABSL_GUARDED_BY(mutex_);
   int64_t largest_batch_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mutex_);
 };

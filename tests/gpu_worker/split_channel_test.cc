@@ -28,6 +28,7 @@ class FakeChannel final : public exchange::Channel {
   exchange::Transport transport() const override { return exchange::Transport::kSharedMemory; }
   void BeginStep(uint64_t step) override { step_ = step; }
   void EndStep() override { step_ = 0; }
+  void Note(const worker::v1::SequenceNote& note) override { noted.push_back(note.sequence_id()); }
   absl::StatusOr<exchange::RequestBuffers> Begin(const exchange::RequestHeader& header) override {
     if (!error.ok()) return error;
     header_ = header;
@@ -67,6 +68,7 @@ class FakeChannel final : public exchange::Channel {
   absl::Status error;
   absl::Duration latency = absl::Milliseconds(1);
   int64_t bytes = 0;
+  std::vector<uint64_t> noted;
 
  private:
   const exchange::Geometry geometry_;
@@ -139,8 +141,12 @@ TEST(SplitChannelTest, AnswersAsOneWorkerWould) {
   }
 }
 
-TEST(SplitChannelTest, TellsEveryWorkerOfSteps) {
+TEST(SplitChannelTest, TellsEveryWorkerOfStepsAndWhomTheyAreFor) {
   Group group({1, kHidden, 10, kMostRows, false}, {0.5, 0.5});
+  worker::v1::SequenceNote note;
+  note.set_sequence_id(3);
+  group.split->Note(note);
+  for (const auto& channel : group.channels) EXPECT_EQ(channel->noted, std::vector<uint64_t>{3});
   group.split->BeginStep(7);
   for (const auto& channel : group.channels) EXPECT_EQ(channel->step(), 7);
   group.split->EndStep();

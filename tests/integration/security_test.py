@@ -357,5 +357,38 @@ class TracingTest(unittest.TestCase):
             self.assertRegex(answer["x-request-id"], "^[0-9a-f]{32}$")
             self.assertNotIn("parent_id", line)
 
+
+class GenerateTraceTest(unittest.TestCase):
+    """One request's lines in the logs of all three processes, from one span to the next."""
+
+    TRACE, PARENT, REQUEST = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "order-8"
+
+    def of_request(self, process, said):
+        """The line of that process that says it about the request, once it is there."""
+
+        def line():
+            lines = (json.loads(text) for text in process.log().splitlines())
+            return next((line for line in lines if line.get("request_id") == self.REQUEST and said in line["message"]), None)
+
+        return cluster.wait_until(line, f"'{said}' in the log of {process.name}")
+
+    def test_all_processes_log_the_trace(self):
+        for transport in ("shm", "inline"):
+            with self.subTest(transport):
+                json_lines = ("--log-format=json",)
+                gpu_worker = (*cluster.COLD, f"--exchange-transport={transport}", *json_lines)
+                with cluster.Cluster(gateway=json_lines, gpu_worker=gpu_worker, cpu_worker=json_lines) as running:
+                    metadata = [("traceparent", f"00-{self.TRACE}-{self.PARENT}-01"), ("x-request-id", self.REQUEST)]
+                    client.collect(running.inference.Generate(client.greedy("Once", 5), metadata=metadata,
+                                                              timeout=suite.PATIENCE))
+                    parent = self.PARENT
+                    for process_, said in ((running.gateway, ["Generate: OK"]), (running.gpu_worker, ["begins", "is over: "]),
+                                           (running.cpu_worker, ["begins", "is over"])):
+                        lines = [self.of_request(process_, each) for each in said]
+                        self.assertEqual({(self.TRACE, parent)}, {(line["trace_id"], line["parent_id"]) for line in lines})
+                        parent = lines[0]["span_id"]
+                        self.assertEqual({parent}, {line["span_id"] for line in lines})
+
+
 if __name__ == "__main__":
     suite.main()
