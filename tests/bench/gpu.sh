@@ -3,6 +3,7 @@
 #   gpu.sh bundle ARCHIVE [BUILD]     here: binaries, tests and the shared libraries they need, as a .tar.xz
 #   gpu.sh test FOLDER OUT            there, in a checkout: the device tests, compute-sanitizer over the operators
 #   gpu.sh bench FOLDER OUT MODEL...  there: the demo model's text on both devices, then each MODEL=GiB[:PREDICTOR]
+#   gpu.sh share FOLDER OUT MODEL     there, GPU or not: share_bench.py
 # FOLDER is where the archive was unpacked; logs, result.json (a line a run) and a table go to OUT. Models of any shape come
 # from isotherm-synthesize (tools/python).
 set -euo pipefail
@@ -68,9 +69,15 @@ bench() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]...
   done
 }
 
+share() {  # FOLDER OUT MODEL
+  use "$1"
+  "$root/tests/bench/share_bench.py" --bin "$1/bin" --model "$3" | tee "$2/share.txt"
+}
+
 case ${1-} in
   bundle) bundle "${@:2}" ;;
   test) run_tests "${@:2}" ;;
   bench) bench "${@:2}" ;;
-  *) sed -n '2,8p' "$0" >&2; exit 2 ;;
+  share) share "${@:2}" ;;
+  *) sed -n '2,9p' "$0" >&2; exit 2 ;;
 esac
