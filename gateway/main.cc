@@ -103,6 +103,7 @@ absl::Status CheckFlags() {
 absl::StatusOr<rpc::ServerOptions> ServerOptionsFromFlags() {
   rpc::ServerOptions options;
   options.max_message_bytes = kMaxRequestBytes;
+  options.max_upload_bytes = 32 * int64_t{kMaxRequestBytes};
   options.listen = absl::StrSplit(absl::GetFlag(FLAGS_listen), ',', absl::SkipEmpty());
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.health_listen = absl::GetFlag(FLAGS_health_listen);

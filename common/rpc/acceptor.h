@@ -16,6 +16,7 @@
 #include "common/base/listen.h"
 #include "common/base/unique_fd.h"
 #include "common/observe/metrics.h"
+#include "common/rpc/upload_budget.h"
 
 namespace isotherm::rpc {
 
@@ -32,10 +33,11 @@ class Acceptor {
   using Receiver = std::function<void(base::UniqueFd connection, bool local)>;
 
   // Listens on all addresses; connections wait in the kernel until Start. At most `max_connections` are open
-  // at once, fewer where descriptors do not suffice; one more is told so in HTTP/2 and closed. Files of Unix
-  // sockets get the permissions `socket_mode`.
+  // at once, fewer where descriptors do not suffice; one more is told so in HTTP/2 and closed, and so is one
+  // that exceeds the upload limit. Files of Unix sockets get the permissions `socket_mode`.
   static absl::StatusOr<std::unique_ptr<Acceptor>> Listen(const std::vector<std::string>& addresses,
-                                                          int max_connections, mode_t socket_mode);
+                                                          int max_connections, mode_t socket_mode,
+                                                          const UploadLimit& upload_limit);
   ~Acceptor();
 
   // Ports in the order of the addresses (0 for Unix sockets).
@@ -53,27 +55,35 @@ class Acceptor {
     std::string socket_path;  // empty for TCP
   };
 
-  Acceptor(std::vector<Listener> listeners, int max_connections);
+  struct Connection {
+    base::UniqueFd second;
+    UploadBudget upload;
+  };
+
+  Acceptor(std::vector<Listener> listeners, int max_connections, const UploadLimit& upload_limit);
   absl::Status Watch();
   void Run();
   void AcceptFrom(int socket, bool local);
   void Admit(base::UniqueFd connection, bool local);
   void Forget(int second);
   void Refuse(base::UniqueFd connection);
+  void CutUploads();
 
   std::vector<Listener> listeners_;
   std::vector<int> ports_;
   const int max_connections_;
+  const UploadLimit upload_limit_;
   const observe::Gauge open_;
   const observe::Counter refused_count_;
   base::UniqueFd epoll_;
   base::UniqueFd stop_;
   Receiver receiver_;
   std::thread thread_;
-  // On the thread alone: the second descriptor of each open connection, by its number.
-  std::map<int, base::UniqueFd> connections_;
+  // On the thread alone: open connections by the number of their second descriptor.
+  std::map<int, Connection> connections_;
   std::deque<base::UniqueFd> refused_connections_;
-  absl::Time last_warning_ = absl::InfinitePast();
+  absl::Time last_refusal_warning_ = absl::InfinitePast();
+  absl::Time last_upload_warning_ = absl::InfinitePast();
 };
 
 }  // namespace isotherm::rpc

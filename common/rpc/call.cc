@@ -17,6 +17,7 @@
 #include "common/observe/trace.h"
 #include "common/rpc/admission.h"
 #include "common/rpc/status.h"
+#include "common/rpc/upload_budget.h"
 
 namespace isotherm::rpc {
 namespace {
@@ -83,6 +84,7 @@ grpc::Status Handle(const char* method, grpc::ServerContext* context,
   const observe::Trace trace = observe::BeginTrace(traceparent, Header(context, kRequestIdHeader));
   const observe::TraceScope scope(trace);
   if (context != nullptr) {
+    CountArrivedCall(context->peer());
     context->AddInitialMetadata(kTraceparentHeader, trace.Traceparent());
     context->AddInitialMetadata(kRequestIdHeader, trace.request_id);
   }

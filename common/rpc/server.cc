@@ -183,7 +183,8 @@ absl::Status Server::Impl::Listen(const std::vector<grpc::Service*>& services) {
   }
   SetAdmissionRules(std::move(rules));
   ISOTHERM_ASSIGN_OR_RETURN(acceptor,
-                            Acceptor::Listen(options.listen, options.max_connections, options.socket_mode));
+                            Acceptor::Listen(options.listen, options.max_connections, options.socket_mode,
+                                             {options.max_upload_bytes, options.max_message_bytes}));
 
   grpc::ServerBuilder builder;
   Configure(options, builder);

@@ -37,6 +37,9 @@ struct ServerOptions {
   bool insecure = false;
   mode_t socket_mode = 0600;  // permissions of Unix sockets
   int max_message_bytes = kDefaultMaxMessageBytes;
+  // A TCP connection is closed when it has sent more than this and max_message_bytes for each call of it that
+  // arrived. 0: no limit, for services whose calls are streams of requests.
+  int64_t max_upload_bytes = 0;
   // For messages on their way in and out, all connections together; gRPC cancels calls to keep to it.
   int64_t max_buffer_bytes = int64_t{512} << 20;
   int max_connections = 1000;

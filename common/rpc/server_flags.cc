@@ -23,6 +23,10 @@ ABSL_FLAG(
     int, max_buffer_mib, 512,
     "MiB that messages on their way in and out may take, all connections together; beyond them calls are "
     "cancelled.");
+ABSL_FLAG(int, max_upload_mib, 0,
+          "MiB that a TCP connection may send beyond --max-message-mib for each call that has arrived whole; "
+          "then it is "
+          "closed. 0: 128 for the gateway, no limit for workers, whose calls go on for ever.");
 ABSL_FLAG(int, max_calls, 1024, "Calls that run at once; one more gets RESOURCE_EXHAUSTED.");
 ABSL_FLAG(int, max_connections, 1000, "Connections open at once; one more is closed.");
 ABSL_FLAG(absl::Duration, handshake_timeout, absl::Seconds(10),
@@ -65,8 +69,8 @@ base::FlagGroup AccessFlags() {
 
 base::FlagGroup LimitFlags() {
   return {"Limits",
-          {"max_message_mib", "max_buffer_mib", "max_calls", "max_connections", "handshake_timeout",
-           "idle_timeout"}};
+          {"max_message_mib", "max_upload_mib", "max_buffer_mib", "max_calls", "max_connections",
+           "handshake_timeout", "idle_timeout"}};
 }
 
 absl::Status ReadServerFlags(ServerOptions& options) {
@@ -82,6 +86,9 @@ absl::Status ReadServerFlags(ServerOptions& options) {
   const int message_mib = absl::GetFlag(FLAGS_max_message_mib);
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-message-mib", message_mib, 0, 2047));
   if (message_mib > 0) options.max_message_bytes = message_mib << 20;
+  const int upload_mib = absl::GetFlag(FLAGS_max_upload_mib);
+  ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-upload-mib", upload_mib, 0, kMost));
+  if (upload_mib > 0) options.max_upload_bytes = int64_t{upload_mib} << 20;
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-buffer-mib", absl::GetFlag(FLAGS_max_buffer_mib), 1, kMost));
   options.max_buffer_bytes = int64_t{absl::GetFlag(FLAGS_max_buffer_mib)} << 20;
   options.max_concurrent_streams = absl::GetFlag(FLAGS_max_calls);
