@@ -60,7 +60,7 @@ test-tsan: ## Every test under the thread sanitizer
 test-clang: ## Build with clang, thread-safety warnings as errors
 	@$(MAKE) --no-print-directory build BUILD=build/clang-strict
 
-bench: build ## Benchmarks of kernels, exchange and decoding on this machine
+bench: build venv ## Benchmarks of kernels, exchange and decoding on this machine (MODEL=FILE: decode with that)
 	@tests/bench/cpu.sh $(BUILD)
 
 fuzz: setup ## Fuzz the file and text parsers for ten minutes each (clang)
