@@ -33,6 +33,9 @@ ABSL_FLAG(absl::Duration, worker_grace, absl::Seconds(60),
 ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(120),
           "A worker that takes longer than this over one step counts as lost. A step is one token of every "
           "stream, or a chunk of a prompt.");
+ABSL_FLAG(std::string, shm_directory, "/dev/shm",
+          "Where the GPU worker puts logits if it runs on this host; the same folder as its own. Empty: they "
+          "come inside messages.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7070",
           "Where clients connect: host:port or unix:/path, several separated by commas.");
 ABSL_FLAG(std::string, api_keys, "",
@@ -78,7 +81,7 @@ base::Program Description() {
           "        --listen unix:/run/isotherm/gateway.sock,0.0.0.0:7070 \\\n"
           "        --tls-cert server.pem --tls-key server.key --api-keys keys --max-queue 1000",
       .groups = {{"Model", {"model"}},
-                 {"Worker", {"worker", "worker_grace", "step_timeout"}},
+                 {"Worker", {"worker", "worker_grace", "step_timeout", "shm_directory"}},
                  rpc::ConnectionFlags(),
                  {"Serving", {"listen", "metrics_listen", "health_listen", "max_queue", "drain_timeout"}},
                  AccessFlags(),
@@ -148,8 +151,10 @@ absl::Status Serve() {
                             text::Tokenizer::Create(std::move(vocabulary)));
   const RequestValidator validator(model->DisplayName(), tokenizer.get());
   const GatewayMetrics metrics;
-  Engine engine(EngineOptionsFromFlags(*model), NewGrpcWorkerClient(absl::GetFlag(FLAGS_worker), credentials),
-                &metrics);
+  Engine engine(
+      EngineOptionsFromFlags(*model),
+      NewGrpcWorkerClient(absl::GetFlag(FLAGS_worker), credentials, absl::GetFlag(FLAGS_shm_directory)),
+      &metrics);
   InferenceService inference(&validator, tokenizer.get(), &metrics, &engine);
   ModelService models(DescribeFile(*model), &validator, &engine, [&credentials] {
     // The worker answers between two steps.

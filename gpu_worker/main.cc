@@ -87,7 +87,8 @@ ABSL_FLAG(
     "What inline messages carry: f32, or bf16, which halves the bytes on the wire and rounds inputs and "
     "answers to eight bits. Shared memory carries f32.");
 ABSL_FLAG(std::string, shm_directory, "/dev/shm",
-          "Where exchange regions appear; the same folder as the CPU worker's.");
+          "Where exchange regions appear, and memory for logits; the same folder as the CPU worker's and the "
+          "gateway's.");
 ABSL_FLAG(absl::Duration, exchange_timeout, absl::Seconds(10),
           "After this long without an answer the CPU worker counts as lost.");
 ABSL_FLAG(int, spin_us, -1,
@@ -330,7 +331,8 @@ absl::Status Run() {
       [&](const absl::Status& status) {
         failure = status;
         if (server != nullptr) server->Shutdown();
-      });
+      },
+      absl::GetFlag(FLAGS_shm_directory));
   ModelFileService model_files(options.model_path);
   absl::StatusOr<std::unique_ptr<rpc::Server>> started =
       rpc::Server::Start(server_options, {&service, &model_files});

@@ -9,8 +9,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/base/unique_fd.h"
 #include "common/exchange/geometry.h"
+#include "common/exchange/region_file.h"
 #include "common/exchange/region_layout.h"
 
 namespace isotherm::exchange {
@@ -47,9 +47,9 @@ class Region {
   Region& operator=(const Region&) = delete;
 
   // File name inside the directory, until RemoveName; the creator's alone.
-  const std::string& name() const { return name_; }
+  const std::string& name() const { return file_.name; }
   // Nobody can map the region after this.
-  void RemoveName();
+  void RemoveName() { file_.RemoveName(); }
 
   int64_t bytes() const { return layout_.region_bytes; }
   uint64_t generation() const { return generation_; }
@@ -63,8 +63,6 @@ class Region {
 
  private:
   explicit Region(const Geometry& geometry);
-  absl::Status Map(int fd);
-  absl::Status Allocate(int fd, const std::string& directory) const;
   void WriteHeader();
   absl::Status CheckHeader();
 
@@ -72,8 +70,7 @@ class Region {
   const RegionLayout layout_;
   uint64_t generation_ = 0;
   std::byte* base_ = nullptr;
-  std::string directory_, name_;
-  base::UniqueFd file_;  // holds the lock of the name; the creator's alone
+  RegionFile file_;  // the creator's alone
   // The peer could clear the shared word.
   std::atomic<bool> failed_{false};
 };

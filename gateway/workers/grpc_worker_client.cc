@@ -8,6 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/exchange/logits_region.h"
+#include "common/observe/log.h"
 #include "common/rpc/server.h"
 #include "isotherm/worker/v1/model_runner.grpc.pb.h"
 
@@ -131,17 +133,20 @@ absl::Status FailureStatus(const worker::v1::StepFailure& failure) {
 
 class GrpcWorkerClient final : public WorkerClient {
  public:
-  GrpcWorkerClient(std::string address, rpc::ClientCredentials credentials)
-      : address_(std::move(address)), credentials_(std::move(credentials)) {}
+  GrpcWorkerClient(std::string address, rpc::ClientCredentials credentials, std::string shm_directory)
+      : address_(std::move(address)),
+        credentials_(std::move(credentials)),
+        shm_directory_(std::move(shm_directory)) {}
 
   absl::StatusOr<worker::v1::GetRunnerResponse> Connect(absl::Duration timeout) override {
     // A new channel: one that failed holds back its next attempt for longer and longer.
-    stream_.reset();
+    Disconnect();
     stub_ = ModelRunnerService::NewStub(rpc::MakeChannel(address_, credentials_));
     // The stream before the question: should the process be replaced in between, the stream is dead.
     ISOTHERM_ASSIGN_OR_RETURN(stream_, StepStream::Open(stub_.get(), absl::Now() + timeout));
     absl::StatusOr<worker::v1::GetRunnerResponse> runner = GetRunner(timeout);
-    if (!runner.ok()) stream_.reset();
+    if (!runner.ok()) Disconnect();
+    if (runner.ok()) runner_ = *runner;
     return runner;
   }
 
@@ -161,13 +166,11 @@ class GrpcWorkerClient final : public WorkerClient {
   absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request, absl::Duration timeout,
                                                absl::FunctionRef<bool()> keep_waiting) override {
     if (stream_ == nullptr) return absl::UnavailableError("not connected to the GPU worker");
-    auto response = stream_->RoundTrip(request, {absl::Now() + timeout, keep_waiting});
-    if (!response.ok()) {
-      stream_.reset();
-      return response.status();
-    }
-    if (absl::Status fits = CheckAnswer(request, *response); !fits.ok()) {
-      stream_.reset();
+    const Patience patience{absl::Now() + timeout, keep_waiting};
+    auto response = offered_ ? stream_->RoundTrip(request, patience) : FirstRoundTrip(request, patience);
+    const absl::Status fits = response.ok() ? Accept(request, *response) : response.status();
+    if (!fits.ok()) {
+      Disconnect();
       return fits;
     }
     if (response->has_failure()) return FailureStatus(response->failure());
@@ -175,17 +178,53 @@ class GrpcWorkerClient final : public WorkerClient {
   }
 
  private:
+  void Disconnect() {
+    stream_.reset();
+    logits_.reset();
+    offered_ = false;
+  }
+
+  // Offers memory for logits, whose name is of no use once the runner has answered.
+  absl::StatusOr<worker::v1::StepResponse> FirstRoundTrip(worker::v1::StepRequest request,
+                                                          const Patience& patience) {
+    offered_ = true;
+    if (shm_directory_.empty()) return stream_->RoundTrip(request, patience);
+    auto region = exchange::LogitsRegion::Create(shm_directory_, runner_.max_decode_rows(),
+                                                 int64_t{runner_.vocabulary_size()} * int64_t{sizeof(float)});
+    if (!region.ok()) {
+      spdlog::info("logits come inside messages: {}", std::string(region.status().message()));
+      return stream_->RoundTrip(request, patience);
+    }
+    logits_ = *std::move(region);
+    *request.mutable_logits_region() = logits_->offer();
+    auto response = stream_->RoundTrip(request, patience);
+    logits_->RemoveName();
+    return response;
+  }
+
+  absl::Status Accept(const worker::v1::StepRequest& request, worker::v1::StepResponse& response) const {
+    ISOTHERM_RETURN_IF_ERROR(CheckAnswer(request, response));
+    if (response.has_failure() || logits_ == nullptr) return absl::OkStatus();
+    const absl::Status taken = logits_->Take(request, *response.mutable_success());
+    return taken.ok() ? taken : absl::UnavailableError(absl::StrCat("the GPU worker put ", taken.message()));
+  }
+
   const std::string address_;
   const rpc::ClientCredentials credentials_;
+  const std::string shm_directory_;
   std::unique_ptr<ModelRunnerService::Stub> stub_;
   std::unique_ptr<StepStream> stream_;
+  worker::v1::GetRunnerResponse runner_;            // at the other end of the stream
+  bool offered_ = false;                            // the stream's first request is under way or answered
+  std::unique_ptr<exchange::LogitsRegion> logits_;  // of the stream; null: they come inside messages
 };
 
 }  // namespace
 
 std::unique_ptr<WorkerClient> NewGrpcWorkerClient(const std::string& address,
-                                                  const rpc::ClientCredentials& credentials) {
-  return std::make_unique<GrpcWorkerClient>(address, credentials);
+                                                  const rpc::ClientCredentials& credentials,
+                                                  const std::string& shm_directory) {
+  return std::make_unique<GrpcWorkerClient>(address, credentials, shm_directory);
 }
 
 absl::StatusOr<worker::v1::GetRunnerFiringCountsResponse> FetchFiringCounts(

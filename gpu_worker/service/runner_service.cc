@@ -1,5 +1,6 @@
 #include "gpu_worker/service/runner_service.h"
 
+#include <algorithm>
 #include <exception>
 #include <new>
 #include <utility>
@@ -8,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/random_id.h"
 #include "common/base/status_macros.h"
+#include "common/exchange/logits_region.h"
+#include "common/observe/log.h"
 #include "common/rpc/server.h"
 #include "gpu_worker/service/step_metrics.h"
 
@@ -30,6 +33,12 @@ bool IsRetryable(absl::StatusCode code) {
          code == absl::StatusCode::kDataLoss || code == absl::StatusCode::kAborted;
 }
 
+int64_t LogitRows(const v1::StepRequest& request) {
+  return std::count_if(request.slices().begin(), request.slices().end(), [](const v1::SequenceSlice& slice) {
+    return slice.output() == v1::STEP_OUTPUT_LAST_LOGITS;
+  });
+}
+
 absl::StatusOr<std::unique_ptr<Engine>> LoadGuarded(const RunnerService::Loader& loader,
                                                     const std::function<bool()>& cancelled) {
   try {
@@ -41,11 +50,24 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadGuarded(const RunnerService::Loader&
   }
 }
 
-v1::StepResponse Answer(Engine& engine, const v1::StepRequest& request) {
+// Null where logits have to travel in messages, for the reason that is logged.
+std::unique_ptr<exchange::LogitsRegion> AttachOffered(const std::string& directory,
+                                                      const v1::LogitsRegion& offer) {
+  absl::StatusOr<std::unique_ptr<exchange::LogitsRegion>> region =
+      exchange::LogitsRegion::Attach(directory, offer);
+  if (region.ok()) return *std::move(region);
+  spdlog::info("logits go to the gateway inside messages: {}", std::string(region.status().message()));
+  return nullptr;
+}
+
+// `region` may be null.
+v1::StepResponse Answer(Engine& engine, const v1::StepRequest& request, exchange::LogitsRegion* region) {
   v1::StepResponse response;
   response.set_step_id(request.step_id());
   absl::StatusOr<v1::StepSuccess> success = engine.Step(request);
   if (success.ok()) {
+    const int64_t shared = region == nullptr ? 0 : region->Put(request, *success);
+    RecordLogits(shared, LogitRows(request) - shared);
     *response.mutable_success() = *std::move(success);
     return response;
   }
@@ -60,8 +82,9 @@ v1::StepResponse Answer(Engine& engine, const v1::StepRequest& request) {
 }  // namespace
 
 RunnerService::RunnerService(Loader loader, HealthListener health,
-                             std::function<void(const absl::Status&)> on_failure)
+                             std::function<void(const absl::Status&)> on_failure, std::string shm_directory)
     : instance_id_(base::RandomId()),
+      shm_directory_(std::move(shm_directory)),
       health_(std::move(health)),
       watcher_([this, loader = std::move(loader), on_failure = std::move(on_failure)] {
         LoadAndWatch(loader, on_failure);
@@ -202,9 +225,11 @@ grpc::Status RunnerService::Step(grpc::ServerContext* context,
       engine->EndSequences();
       CloseStream();
     };
+    std::unique_ptr<exchange::LogitsRegion> region;
     v1::StepRequest request;
     while (stream->Read(&request) && BeginStep()) {
-      const bool written = stream->Write(Answer(*engine, request));
+      if (request.has_logits_region()) region = AttachOffered(shm_directory_, request.logits_region());
+      const bool written = stream->Write(Answer(*engine, request, region.get()));
       EndStep();
       if (!written || draining()) break;
     }

@@ -26,7 +26,9 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
 
   // `on_failure` is told why when the loader fails or the device is lost; the process then has nothing left
   // to do.
-  RunnerService(Loader loader, HealthListener health, std::function<void(const absl::Status&)> on_failure);
+  // Logits go through `shm_directory` to a gateway that offers memory there.
+  RunnerService(Loader loader, HealthListener health, std::function<void(const absl::Status&)> on_failure,
+                std::string shm_directory);
   ~RunnerService() override;
 
   // Ends the open Step stream once the step in flight is answered and refuses further ones.
@@ -61,6 +63,7 @@ class RunnerService final : public worker::v1::ModelRunnerService::Service {
   bool StreamIsFree() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stream_ == nullptr || draining_; }
 
   const std::string instance_id_;
+  const std::string shm_directory_;
   const HealthListener health_;
   mutable base::Mutex mutex_;
   std::shared_ptr<Engine> engine_ ABSL_GUARDED_BY(mutex_);

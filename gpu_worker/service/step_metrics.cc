@@ -138,6 +138,18 @@ void RecordMoves(uint64_t epoch, int64_t neurons, int64_t bytes) {
   moved->Add(static_cast<double>(bytes));
 }
 
+void RecordLogits(int64_t shared, int64_t inlined) {
+  const auto counter = [](const char* transport) {
+    return Registry::Global().GetCounter("isotherm_logits_rows_total",
+                                         "Rows of logits answered to the gateway, by transport.",
+                                         {{"transport", transport}});
+  };
+  static observe::Counter shared_rows = counter("shm");
+  static observe::Counter inlined_rows = counter("inline");
+  shared_rows.Add(static_cast<double>(shared));
+  inlined_rows.Add(static_cast<double>(inlined));
+}
+
 void RecordTransport(const std::string& transport) {
   Registry::Global().SetState("isotherm_exchange_transport", "1 for the transport that exchanges use now.",
                               {}, {{"transport", transport}}, 1);

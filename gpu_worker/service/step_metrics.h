@@ -18,6 +18,8 @@ void RecordStepFailure(absl::StatusCode code);
 void RecordPlacementEpoch(uint64_t epoch);
 // `neurons` became hot with this epoch, by copying `bytes` bytes.
 void RecordMoves(uint64_t epoch, int64_t neurons, int64_t bytes);
+// Rows of logits that went to the gateway through shared memory, and inside a message.
+void RecordLogits(int64_t shared, int64_t inlined);
 // "shm", "inline" or "none".
 void RecordTransport(const std::string& transport);
 

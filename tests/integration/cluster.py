@@ -58,7 +58,7 @@ class Cluster:
         self.gpu_worker = self._process(
             "gpu_worker", model,
             [shm, f"--cpu-worker={','.join(map(self.address, names))}", "--nosave-profile", *gpu_worker])
-        self.gateway = self._process("gateway", model, [f"--worker={self.address('gpu_worker')}", *gateway])
+        self.gateway = self._process("gateway", model, [shm, f"--worker={self.address('gpu_worker')}", *gateway])
         self.processes = [*self.cpu_workers, self.gpu_worker, self.gateway]
 
     def _process(self, name, model, flags):
