@@ -37,6 +37,9 @@ class HostDevice : public Device {
   void Break(DeviceFault fault) override;
   absl::StatusOr<int64_t> AvailableMemory() const override;
   int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const override;
+  int64_t OwnBytes(const FfnParameters& ffn, int64_t max_rows) const override {
+    return WorkspaceBytes(ffn, max_rows);
+  }
   absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;
   void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) override;
 

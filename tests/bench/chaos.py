@@ -26,7 +26,7 @@ import tales
 
 WAITING = stubs.inference.GENERATE_PHASE_WAITING_FOR_WORKER
 # `gate` is exact, so that a neuron's part does not depend on who computes it.
-FLAGS = ("--predictor=gate", *cluster.COLD, "--vram-budget=0.044", "--kv-tokens=4096")
+FLAGS = ("--predictor=gate", *cluster.COLD, "--vram-budget=0.0482", "--kv-tokens=4096")
 
 
 @dataclasses.dataclass

@@ -318,7 +318,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=pathlib.Path, default=pathlib.Path("build/release/bin"))
     parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--gpu-flags", default="--predictor=gate --vram-budget=0.025 --kv-tokens=1024 --max-prefill-rows=128 "
+    parser.add_argument("--gpu-flags", default="--predictor=gate --vram-budget=0.0275 --kv-tokens=1024 --max-prefill-rows=128 "
                         "--max-decode-rows=8", help="what leaves neurons cold; the default is for the demo model")
     parser.add_argument("--gpu-threads", type=int, default=1)
     parser.add_argument("--cpu-threads", type=int, default=1)

@@ -11,7 +11,7 @@ import tales
 
 STREAMS = 16
 # Room for all of them at once, and half of the neurons.
-HALF_COLD = ("--predictor=sketch", "--vram-budget=0.065", "--kv-tokens=8192", "--max-prefill-rows=64",
+HALF_COLD = ("--predictor=sketch", "--threads=2", "--vram-budget=0.0687", "--kv-tokens=8192", "--max-prefill-rows=64",
              f"--max-decode-rows={STREAMS}")
 
 

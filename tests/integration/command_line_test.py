@@ -72,7 +72,7 @@ class BadStartTest(unittest.TestCase):
     def test_a_budget_too_small_names_the_least_that_does(self):
         # Different sizes, so that rounding would show in one of them.
         for tokens in (1024, 1072, 1120, 1168):
-            flags = ("--max-prefill-rows=128", "--max-decode-rows=8", f"--kv-tokens={tokens}")
+            flags = ("--threads=2", "--max-prefill-rows=128", "--max-decode-rows=8", f"--kv-tokens={tokens}")
             with self.subTest(flags=flags), tempfile.TemporaryDirectory() as folder:
                 result = self.run_server("gpu_worker", f"--model={suite.MODEL}", f"--listen=unix:{folder}/socket", *flags,
                                          "--vram-budget=0.001")

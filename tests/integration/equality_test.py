@@ -12,7 +12,7 @@ import suite
 import tales
 
 # GiB; they make 2 %, 36 % and 88 % of the neurons hot with predictor `gate`.
-BUDGETS = (0.0209, 0.025, 0.0315)
+BUDGETS = (0.0251, 0.0292, 0.0357)
 # Where the best two log-probabilities are closer than this, sums added in another order may change the choice. Such sums differ
 # by about 1e-5 here, but one that rounds an F16 entry of the KV cache the other way moves later logits by up to some 1e-3.
 NEAR_TIE = 5e-3
@@ -81,7 +81,7 @@ class EqualityTest(unittest.TestCase):
                       flush=True)
 
     def test_transports_and_divisions_agree_bit_for_bit(self):
-        # A placement of its own: what the planner makes depends on the bandwidth it measures at each start.
+        # A placement of its own: what the planner makes depends on the devices, too.
         folder = tempfile.TemporaryDirectory(prefix="isotherm-test-")
         self.addCleanup(folder.cleanup)
         index = pathlib.Path(folder.name) / "tales.gguf.generated.gpuidx"
@@ -102,7 +102,7 @@ class EqualityTest(unittest.TestCase):
     def test_bf16_activations_round_and_little_more(self):
         scores = []
         for activations in ("f32", "bf16"):
-            with partly_cold(0.025, "--exchange-transport=inline", f"--exchange-activations={activations}") as running:
+            with partly_cold(0.0292, "--exchange-transport=inline", f"--exchange-activations={activations}") as running:
                 scores.append(client.score(running, [1, *self.expected[0]]).log_probabilities)
         differences = [abs(f32 - bf16) for f32, bf16 in zip(*scores, strict=True)]
         self.assertGreater(max(differences), 0)
@@ -113,7 +113,7 @@ class EqualityTest(unittest.TestCase):
 class EqualityAtLengthTest(EqualityTest):
     prompts = tales.prompts(100)
     tokens = 200
-    budgets = (0.025,)
+    budgets = (0.0292,)
     most_near_ties = 1
 
 

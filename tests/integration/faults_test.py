@@ -16,7 +16,7 @@ import tales
 TOKENS = 300
 WAITING = stubs.inference.GENERATE_PHASE_WAITING_FOR_WORKER
 # `gate` is exact: a rebuilt KV cache comes from prefill, whose sums have another order than decode's.
-COLD = ("--predictor=gate", *cluster.COLD, "--vram-budget=0.032", "--kv-tokens=2048")
+COLD = ("--predictor=gate", *cluster.COLD, "--vram-budget=0.0362", "--kv-tokens=2048")
 
 
 def generate_with_fault(running, prompts, fault, on_waiting=lambda: None, after=10):

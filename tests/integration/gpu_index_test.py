@@ -68,7 +68,7 @@ class GpuIndexTest(unittest.TestCase):
 
     def test_what_does_not_fit_is_refused(self):
         write_index(self.index, HOT)
-        self.assertRegex(self.refusal(*cluster.COLD[1:], "--vram-budget=0.021"), "Raise the budget to 0.0.. GiB")
+        self.assertRegex(self.refusal(*cluster.COLD, "--vram-budget=0.0252"), "Raise the budget to 0.0.. GiB")
         write_index(self.index, HOT[1:])
         self.assertIn("is of 5 layers, the model has 6", self.refusal())
         write_index(self.index, [*HOT[:-1], [5, 3]])

@@ -54,7 +54,7 @@ class FullRankTest(unittest.TestCase):
 
     def run_once(self, *flags, cpu_worker=None):
         """(predictor, mode, texts, log-probabilities of one of them)"""
-        with cluster.Cluster(gpu_worker=[*cluster.COLD, "--vram-budget=0.045", *flags], cpu_worker=cpu_worker,
+        with cluster.Cluster(gpu_worker=[*cluster.COLD, "--vram-budget=0.0492", *flags], cpu_worker=cpu_worker,
                              model=self.model) as running:
             streams = [client.generate(running, client.greedy(prompt, self.tokens)) for prompt in self.prompts]
             scores = list(client.score(running, [1, *streams[0].tokens]).log_probabilities)
@@ -73,7 +73,7 @@ class FullRankTest(unittest.TestCase):
 
     def test_it_says_so_with_cold_neurons_too(self):
         _, _, exact_texts, _ = self.run_once("--predictor=gate")
-        _, execution, texts, _ = self.run_once("--vram-budget=0.031", cpu_worker=[])
+        _, execution, texts, _ = self.run_once("--vram-budget=0.0352", cpu_worker=[])
         self.assertGreater(execution.cold_neurons_computed, 0)
         self.assertEqual(exact_texts, texts)
 
@@ -115,7 +115,7 @@ class FittedTest(unittest.TestCase):
 
     def measure(self, predictor, model):
         """(perplexity, firing neurons computed, neurons computed)"""
-        with cluster.Cluster(gpu_worker=[*perplexity_test.COLD, "--vram-budget=0.031", f"--predictor={predictor}"],
+        with cluster.Cluster(gpu_worker=[*perplexity_test.COLD, "--vram-budget=0.0352", f"--predictor={predictor}"],
                              model=model) as running:
             windows = tales.validation_windows(running)[:40]
             perplexity = perplexity_test.perplexity_of(perplexity_test.score_all(running, windows))

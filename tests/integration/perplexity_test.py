@@ -14,7 +14,7 @@ import tales
 # Requests at once, so that the gateway never waits for this client.
 AT_ONCE = 4
 # With predictor `gate` a third of the neurons are hot, with `sketch` half.
-COLD = ("--vram-budget=0.028", "--kv-tokens=2048", "--max-prefill-rows=128", "--max-decode-rows=8")
+COLD = ("--threads=2", "--vram-budget=0.0322", "--kv-tokens=2048", "--max-prefill-rows=128", "--max-decode-rows=8")
 
 
 def score_all(running, windows):

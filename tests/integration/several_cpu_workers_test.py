@@ -14,7 +14,7 @@ import tales
 
 TOKENS = 200
 WAITING = stubs.inference.GENERATE_PHASE_WAITING_FOR_WORKER
-COLD = ("--predictor=gate", *cluster.COLD, "--vram-budget=0.032", "--kv-tokens=2048")
+COLD = ("--predictor=gate", *cluster.COLD, "--vram-budget=0.0362", "--kv-tokens=2048")
 
 
 def shares(running):

@@ -32,10 +32,11 @@ start() {  # NAME FLAGS...
   pids+=($!)
 }
 
-# A budget that leaves a good part of the neurons to the CPU worker; see "plan:" in the GPU worker's log.
+# A budget that leaves a good part of the neurons to the CPU worker; see "plan:" in the GPU worker's log. It pays for the scratch
+# of each thread, too, so that their number is fixed with it.
 start cpu_worker --model="$model" --listen="unix:$run/cpu.sock"
 start gpu_worker --model="$model" --listen="unix:$run/gpu.sock" --cpu-worker="unix:$run/cpu.sock" \
-  --vram-budget="${ISOTHERM_VRAM_BUDGET:-0.025}" --kv-tokens=1024 --max-prefill-rows=128 --max-decode-rows=8
+  --threads=2 --vram-budget="${ISOTHERM_VRAM_BUDGET:-0.0292}" --kv-tokens=1024 --max-prefill-rows=128 --max-decode-rows=8
 start gateway --model="$model" --listen="unix:$run/gateway.sock" --worker="unix:$run/gpu.sock"
 
 echo "$(basename "$model"): gateway, gpu_worker (device host) and cpu_worker are starting" >&2
