@@ -34,6 +34,9 @@ ABSL_FLAG(
     std::vector<std::string>, devices, {},
     "GPUs that share the layers, by number: 0,1 has the first half on GPU 0. Each gets an equal part of "
     "--vram-budget. On device host the numbers only say how many parts there are. Empty: one device.");
+ABSL_FLAG(bool, attention_offload, false,
+          "Where attention, KV cache and predictor of all layers do not fit --vram-budget, have the first "
+          "layers' on the CPU, as few as will do; the CPU worker then computes their neurons.");
 ABSL_FLAG(double, vram_budget, 0,
           "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
           "neurons. 0: "
@@ -278,21 +281,24 @@ absl::StatusOr<std::vector<int>> DeviceNumbersFromFlag() {
   return numbers;
 }
 
-absl::StatusOr<std::vector<std::unique_ptr<Device>>> MakeDevices(const std::vector<int>& numbers,
-                                                                 int threads) {
-  std::vector<std::unique_ptr<Device>> devices;
+absl::StatusOr<EngineDevices> MakeDevices(const std::vector<int>& numbers, int threads) {
+  const auto make_host = [threads] {
+    return std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()});
+  };
+  EngineDevices made;
   for (const int number : numbers) {
-    if (absl::GetFlag(FLAGS_device) == "cuda") {
-      ISOTHERM_ASSIGN_OR_RETURN(devices.emplace_back(),
-                                MakeCudaDevice({.number = number,
-                                                .loader_threads = threads,
-                                                .stream_rows = absl::GetFlag(FLAGS_stream_rows),
-                                                .time_operators = absl::GetFlag(FLAGS_time_operators)}));
-    } else {
-      devices.push_back(std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()}));
+    if (absl::GetFlag(FLAGS_device) == "host") {
+      made.devices.push_back(make_host());
+      continue;
     }
+    ISOTHERM_ASSIGN_OR_RETURN(made.devices.emplace_back(),
+                              MakeCudaDevice({.number = number,
+                                              .loader_threads = threads,
+                                              .stream_rows = absl::GetFlag(FLAGS_stream_rows),
+                                              .time_operators = absl::GetFlag(FLAGS_time_operators)}));
   }
-  return devices;
+  if (absl::GetFlag(FLAGS_attention_offload)) made.offload_to = make_host();
+  return made;
 }
 
 absl::StatusOr<rpc::ServerOptions> ServerOptionsFromFlags() {
@@ -320,8 +326,7 @@ absl::Status Run() {
         listening.wait();
         if (server == nullptr) return absl::CancelledError("the server did not start");
         options.cancelled = cancelled;
-        ISOTHERM_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<Device>> devices,
-                                  MakeDevices(device_numbers, threads));
+        ISOTHERM_ASSIGN_OR_RETURN(EngineDevices devices, MakeDevices(device_numbers, threads));
         return Engine::Load(options, std::move(devices));
       },
       [&](bool serving, const std::string& cause) {
@@ -369,8 +374,8 @@ int main(int argc, char** argv) {
           {"Model", {"model", "ctx", "kv_tokens", "kv_type", "predictor", "predictor_threshold_shift"}},
           {"Placement", {"profile", "profile_dir", "save_profile", "placement", "adapt", "adapt_interval"}},
           {"Device",
-           {"device", "devices", "vram_budget", "threads", "max_prefill_rows", "max_decode_rows",
-            "stream_rows", "spin_us", "time_operators", "inject_device_fault"}},
+           {"device", "devices", "vram_budget", "attention_offload", "threads", "max_prefill_rows",
+            "max_decode_rows", "stream_rows", "spin_us", "time_operators", "inject_device_fault"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",
             "exchange_timeout", "shm_directory"}},

@@ -163,7 +163,7 @@ double CudaDevice::MeasureReadBandwidth(const Buffer& /*weights*/) {
 absl::Status CudaDevice::Health() const {
   Use();
   const cudaError_t error = cudaStreamQuery(stream());
-  return error == cudaErrorNotReady ? absl::OkStatus() : cuda::ToStatus(error, "the GPU is lost");
+  return error == cudaErrorNotReady ? absl::OkStatus() : cuda::ToStatus(error, "running what was enqueued");
 }
 
 absl::StatusOr<int64_t> CudaDevice::AvailableMemory() const {

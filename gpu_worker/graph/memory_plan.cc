@@ -96,18 +96,19 @@ absl::StatusOr<StagePlan> PlanDenseParts(const model::Model& model, const Runner
   return plan;
 }
 
-// As heavy as the devices would be with every neuron hot.
+// As heavy as the devices would be with every neuron of the layers from `begin` on hot.
 absl::StatusOr<ModelWeight> Weigh(const model::Model& model, const RunnerOptions& options,
-                                  const neuron::PlanInput& input, const DeviceMemoryTraits& first) {
+                                  const neuron::PlanInput& input, const DeviceMemoryTraits& first,
+                                  int64_t begin) {
   const model::Hyperparameters& h = model.hyperparameters();
   ModelWeight weight;
-  for (int64_t l = 0; l < h.layers; ++l) {
+  for (int64_t l = begin; l < h.layers; ++l) {
     ISOTHERM_ASSIGN_OR_RETURN(const int64_t predictor,
                               PredictorBytes(model, PredictorOf(options), {l, l + 1}));
     weight.layers.push_back(AttentionBytes(model.layers()[l]) + KvBytesOfLayer(h, options) + predictor +
                             h.ffn * input.neuron_bytes[l]);
   }
-  if (!first.embeds_from_host) weight.first = EmbeddingBytes(model, /*with_head=*/false);
+  if (begin == 0 && !first.embeds_from_host) weight.first = EmbeddingBytes(model, /*with_head=*/false);
   weight.last = HeadBytes(model) + LogitBytes(h, options);
   return weight;
 }
@@ -139,6 +140,22 @@ absl::StatusOr<neuron::PlanInput> MakePlanInput(const model::Model& model,
 // Rounded up, in GiB: the budget that a message names must do.
 double LeastBudget(int64_t bytes) { return std::ceil(bytes / kMiB / 1024 * 1000) / 1000; }
 
+// What the devices hold of the layers from `begin` on, without hot neurons.
+absl::StatusOr<std::vector<StagePlan>> PlanStages(const model::Model& model, const RunnerOptions& options,
+                                                  const neuron::PlanInput& input,
+                                                  const std::vector<DeviceMemoryTraits>& devices,
+                                                  int64_t begin) {
+  ISOTHERM_ASSIGN_OR_RETURN(const ModelWeight weight, Weigh(model, options, input, devices.front(), begin));
+  std::vector<StagePlan> stages;
+  for (const LayerRange& range : DivideLayers(weight, static_cast<int64_t>(devices.size()))) {
+    const DeviceMemoryTraits& device = devices[stages.size()];
+    ISOTHERM_ASSIGN_OR_RETURN(
+        stages.emplace_back(),
+        PlanDenseParts(model, options, {begin + range.begin, begin + range.end}, device));
+  }
+  return stages;
+}
+
 // The part of the input that is about these layers.
 neuron::PlanInput Restrict(const neuron::PlanInput& whole, LayerRange layers) {
   neuron::PlanInput part = whole;
@@ -163,20 +180,23 @@ void Append(neuron::Plan part, neuron::Plan& whole) {
   whole.hot_bytes += part.hot_bytes;
 }
 
-// `input` is about the stage's layers and says what is left of its part of the budget, of which there are
-// `parts`.
-absl::StatusOr<neuron::Plan> PlaceNeurons(const neuron::PlanInput& input, const StagePlan& stage,
-                                          const std::optional<neuron::Placement>& placement, int64_t parts) {
-  if (!placement.has_value()) return neuron::PlanPlacement(input);
+// `input` is about the stage's layers; `budget` is what the stage may hold, if that is limited.
+absl::StatusOr<neuron::Plan> PlaceNeurons(neuron::PlanInput input, const StagePlan& stage,
+                                          const std::optional<neuron::Placement>& placement,
+                                          std::optional<int64_t> budget) {
+  const int64_t all = std::accumulate(input.neuron_bytes.begin(), input.neuron_bytes.end(), int64_t{0});
+  input.hot_budget_bytes = budget.has_value() ? *budget - stage.total() : input.ffn * all;
+  if (stage.offloaded) input.hot_budget_bytes = 0;
+  if (!placement.has_value() || stage.offloaded) return neuron::PlanPlacement(input);
   neuron::Placement here = *placement;
   here.hot.assign(placement->hot.begin() + stage.layers.begin, placement->hot.begin() + stage.layers.end);
   ISOTHERM_ASSIGN_OR_RETURN(neuron::Plan plan, neuron::AssessPlacement(input, here));
   if (plan.hot_bytes <= input.hot_budget_bytes) return plan;
+  const int64_t missing = plan.hot_bytes - input.hot_budget_bytes;
   return absl::ResourceExhaustedError(absl::StrFormat(
       "the hot neurons of --placement take %.1f MiB, and --vram-budget leaves %.1f MiB for them. Raise the "
-      "budget to %.3f GiB, or leave out --placement",
-      plan.hot_bytes / kMiB, input.hot_budget_bytes / kMiB,
-      LeastBudget(parts * (stage.total() + plan.hot_bytes))));
+      "budget to %.3f GiB a device, or leave out --placement",
+      plan.hot_bytes / kMiB, input.hot_budget_bytes / kMiB, LeastBudget(*budget + missing)));
 }
 
 // What each device may hold; absent: as much as it takes. ResourceExhausted where that is less than a stage's
@@ -195,9 +215,8 @@ absl::StatusOr<std::optional<int64_t>> BudgetOfEach(const model::Model& model, c
   return absl::ResourceExhaustedError(absl::StrFormat(
       "--vram-budget of %.3f GiB%s is too small for '%s': the device's own %.1f MiB, attention %.1f MiB, "
       "embedding and head %.1f MiB, KV cache of %d tokens %.1f MiB, predictor '%s' %.1f MiB and workspace "
-      "%.1f MiB%s need %.3f GiB before the first hot neuron. Raise the budget, or lower --kv-tokens, --ctx "
-      "or "
-      "--max-prefill-rows",
+      "%.1f MiB%s need %.3f GiB before the first hot neuron. Raise the budget, lower --kv-tokens, --ctx or "
+      "--max-prefill-rows, or have layers on the CPU with --attention-offload",
       *options.budget_bytes / kMiB / 1024, where, model.DisplayName(), mib(MemoryPurpose::kDevice),
       mib(MemoryPurpose::kAttention), mib(MemoryPurpose::kEmbedding) + mib(MemoryPurpose::kHead),
       options.kv_tokens, mib(MemoryPurpose::kKvCache), PredictorKindName(options.predictor),
@@ -211,41 +230,44 @@ int64_t StagePlan::total() const { return std::accumulate(bytes.begin(), bytes.e
 
 int64_t MemoryPlan::bytes(MemoryPurpose purpose) const {
   int64_t sum = 0;
-  for (const StagePlan& stage : stages) sum += At(stage, purpose);
+  for (const StagePlan& stage : stages) sum += stage.offloaded ? 0 : At(stage, purpose);
   return sum;
 }
 
 int64_t MemoryPlan::total() const {
   int64_t sum = 0;
-  for (const StagePlan& stage : stages) sum += stage.total();
+  for (const StagePlan& stage : stages) sum += stage.offloaded ? 0 : stage.total();
   return sum;
 }
 
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const PlacementSource& source,
-                                      const std::vector<DeviceMemoryTraits>& devices) {
+                                      const PlacementSource& source, const PlanDevices& on) {
   const model::Hyperparameters& h = model.hyperparameters();
-  const auto parts = static_cast<int64_t>(devices.size());
+  const auto parts = static_cast<int64_t>(on.devices.size());
   if (parts > h.layers) {
     return absl::InvalidArgumentError(absl::StrFormat("%d devices for '%s', which has %d layers: name fewer",
                                                       parts, model.DisplayName(), h.layers));
   }
   ISOTHERM_ASSIGN_OR_RETURN(neuron::PlanInput input,
                             MakePlanInput(model, source.profile, kNominalReadBandwidth));
-  ISOTHERM_ASSIGN_OR_RETURN(const ModelWeight weight, Weigh(model, options, input, devices.front()));
-  const std::vector<LayerRange> ranges = DivideLayers(weight, parts);
   MemoryPlan plan;
-  for (int64_t i = 0; i < parts; ++i) {
-    ISOTHERM_ASSIGN_OR_RETURN(plan.stages.emplace_back(),
-                              PlanDenseParts(model, options, ranges[i], devices[i]));
+  int64_t offloaded = 0;
+  ISOTHERM_ASSIGN_OR_RETURN(plan.stages, PlanStages(model, options, input, on.devices, offloaded));
+  absl::StatusOr<std::optional<int64_t>> budget = BudgetOfEach(model, options, plan.stages);
+  while (!budget.ok() && on.offload_to.has_value() && offloaded + parts < h.layers) {
+    ISOTHERM_ASSIGN_OR_RETURN(plan.stages, PlanStages(model, options, input, on.devices, ++offloaded));
+    budget = BudgetOfEach(model, options, plan.stages);
   }
-  ISOTHERM_ASSIGN_OR_RETURN(const std::optional<int64_t> budget, BudgetOfEach(model, options, plan.stages));
+  ISOTHERM_RETURN_IF_ERROR(budget.status());
+  if (offloaded > 0) {
+    ISOTHERM_ASSIGN_OR_RETURN(StagePlan stage,
+                              PlanDenseParts(model, options, {0, offloaded}, *on.offload_to));
+    stage.offloaded = true;
+    plan.stages.insert(plan.stages.begin(), stage);
+  }
   for (StagePlan& stage : plan.stages) {
-    neuron::PlanInput part = Restrict(input, stage.layers);
-    const int64_t bytes_of_one =
-        std::accumulate(part.neuron_bytes.begin(), part.neuron_bytes.end(), int64_t{0});
-    part.hot_budget_bytes = budget.has_value() ? *budget - stage.total() : h.ffn * bytes_of_one;
-    ISOTHERM_ASSIGN_OR_RETURN(neuron::Plan placed, PlaceNeurons(part, stage, source.placement, parts));
+    ISOTHERM_ASSIGN_OR_RETURN(neuron::Plan placed,
+                              PlaceNeurons(Restrict(input, stage.layers), stage, source.placement, *budget));
     At(stage, MemoryPurpose::kHotNeurons) = placed.hot_bytes;
     Append(std::move(placed), plan.neurons);
   }
@@ -277,8 +299,9 @@ std::string MemoryPlan::ToString(const model::Model& model) const {
       total() / kMiB, 100.0 * neurons.placement.HotCount() / (h.layers * h.ffn), 100 * coverage);
   if (stages.size() == 1) return text;
   for (const StagePlan& stage : stages) {
-    absl::StrAppendFormat(&text, "; layers %d to %d on a device with %.1f MiB", stage.layers.begin,
-                          stage.layers.end - 1, stage.total() / kMiB);
+    absl::StrAppendFormat(&text, "; layers %d to %d on %s with %.1f MiB", stage.layers.begin,
+                          stage.layers.end - 1, stage.offloaded ? "the CPU" : "a device",
+                          stage.total() / kMiB);
   }
   return text;
 }

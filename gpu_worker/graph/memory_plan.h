@@ -55,13 +55,14 @@ inline constexpr int64_t kScoreRows = 64;
 struct StagePlan {
   LayerRange layers;
   std::array<int64_t, kMemoryPurposes> bytes = {};
+  bool offloaded = false;  // to the CPU: the budget does not pay for it, and no neuron of its layers is hot
   int64_t total() const;
 };
 
 struct MemoryPlan {
   std::vector<StagePlan> stages;  // in the order of the layers
   neuron::Plan neurons;
-  // Of all devices.
+  // Of all devices but the one offloaded to.
   int64_t bytes(MemoryPurpose purpose) const;
   int64_t total() const;
   // For people: bytes by purpose, hot share and coverage, and the devices' layers.
@@ -80,13 +81,19 @@ struct DeviceMemoryTraits {
   bool embeds_from_host = false;
 };
 
+struct PlanDevices {
+  std::vector<DeviceMemoryTraits> devices = {{}};
+  // Present: the CPU, which takes the first layers where the dense parts of all of them do not fit the
+  // budget, as few as will do.
+  std::optional<DeviceMemoryTraits> offload_to;
+};
+
 // Divides the layers over the devices so that they hold about as much each with every neuron hot, and then
 // each device's part of the budget. Depends on the arguments alone, so that every start makes the same plan
 // of the same files and flags. InvalidArgument for more devices than layers. ResourceExhausted, naming the
 // least budget that would do, when not even the dense parts or the hot neurons of source.placement fit.
 absl::StatusOr<MemoryPlan> PlanMemory(const model::Model& model, const RunnerOptions& options,
-                                      const PlacementSource& source,
-                                      const std::vector<DeviceMemoryTraits>& devices = {{}});
+                                      const PlacementSource& source, const PlanDevices& on = {});
 
 // Predicted for a decode step of one sequence: what it reads over the read bandwidth, the hot and the cold
 // half of a layer side by side, and the exchanges.

@@ -1,6 +1,7 @@
 #include "gpu_worker/service/engine.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -124,12 +125,10 @@ const char* NameTransport(const exchange::Channel* channel) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options,
-                                                     std::vector<std::unique_ptr<Device>> devices) {
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options, EngineDevices devices) {
   if (const char* reason = kernels::UnsupportedCpuReason()) return absl::FailedPreconditionError(reason);
   std::unique_ptr<Engine> engine(new Engine());
-  engine->devices_ = std::move(devices);
-  ISOTHERM_RETURN_IF_ERROR(engine->LoadModel(std::move(options)));
+  ISOTHERM_RETURN_IF_ERROR(engine->LoadModel(std::move(options), std::move(devices)));
   return engine;
 }
 
@@ -139,13 +138,13 @@ Engine::~Engine() {
   for (const std::unique_ptr<Device>& device : devices_) device->SetChannel(nullptr, 0);
 }
 
-absl::Status Engine::LoadModel(EngineOptions options) {
+absl::Status Engine::LoadModel(EngineOptions options, EngineDevices devices) {
   ISOTHERM_ASSIGN_OR_RETURN(model_, model::Model::Open(options.model_path));
   const model::Hyperparameters& h = model_->hyperparameters();
   ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
   ISOTHERM_ASSIGN_OR_RETURN(profile_, ChooseProfile(options.profile, *model_));
   LogProfile(profile_, *model_);
-  ISOTHERM_RETURN_IF_ERROR(Plan(options));
+  ISOTHERM_RETURN_IF_ERROR(Plan(options, std::move(devices)));
 
   base::MutexLock lock(&mutex_);
   if (const absl::Status loaded = LoadWeights(options); !loaded.ok()) {
@@ -175,7 +174,7 @@ absl::Status Engine::LoadModel(EngineOptions options) {
   return absl::OkStatus();
 }
 
-absl::Status Engine::Plan(const EngineOptions& options) {
+absl::Status Engine::Plan(const EngineOptions& options, EngineDevices devices) {
   const model::Hyperparameters& h = model_->hyperparameters();
   PlacementSource source{profile_.profile, std::nullopt};
   if (!options.placement_path.empty()) {
@@ -183,15 +182,20 @@ absl::Status Engine::Plan(const EngineOptions& options) {
                               neuron::ReadGpuIndex(options.placement_path, h.layers, h.ffn));
   }
   const int64_t max_rows = runner_options_.max_rows();
-  std::vector<DeviceMemoryTraits> traits;
-  for (const std::unique_ptr<Device>& device : devices_) {
-    traits.push_back({device->OwnBytes(MakeFfnParameters(h), max_rows), device->embeds_from_host()});
-  }
-  ISOTHERM_ASSIGN_OR_RETURN(plan_, PlanMemory(*model_, runner_options_, source, traits));
+  const auto traits = [&](const Device& device) {
+    return DeviceMemoryTraits{device.OwnBytes(MakeFfnParameters(h), max_rows), device.embeds_from_host()};
+  };
+  PlanDevices on{.devices = {}, .offload_to = std::nullopt};
+  for (const std::unique_ptr<Device>& device : devices.devices) on.devices.push_back(traits(*device));
+  if (devices.offload_to != nullptr) on.offload_to = traits(*devices.offload_to);
+  ISOTHERM_ASSIGN_OR_RETURN(plan_, PlanMemory(*model_, runner_options_, source, on));
   spdlog::info("{}", plan_.ToString(*model_));
+  if (plan_.stages.front().offloaded) devices_.push_back(std::move(devices.offload_to));
+  std::move(devices.devices.begin(), devices.devices.end(), std::back_inserter(devices_));
   for (size_t i = 0; i < devices_.size(); ++i) {
+    const Device& device = *devices_[i];
     ISOTHERM_RETURN_IF_ERROR(
-        CheckMemory(plan_.stages[i], traits[i].own_bytes, *devices_[i], max_rows, *model_));
+        CheckMemory(plan_.stages[i], traits(device).own_bytes, device, max_rows, *model_));
   }
   return absl::OkStatus();
 }
@@ -355,7 +359,8 @@ absl::Status Engine::DeviceHealthLocked() const {
   for (const std::unique_ptr<Device>& device : devices_) {
     const absl::Status lost = device->Health();
     if (lost.ok()) continue;
-    return absl::InternalError(absl::StrCat("device ", device->name(), " is lost: ", lost.message(),
+    // With several, an error of one may show on another that reads its memory.
+    return absl::InternalError(absl::StrCat("device ", DeviceNames(), " is lost: ", lost.message(),
                                             ". Start the worker again: open streams then go on"));
   }
   if (out_of_memory_.ok()) return absl::OkStatus();

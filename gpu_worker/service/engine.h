@@ -47,14 +47,20 @@ struct EngineOptions {
   std::function<bool()> cancelled = [] { return false; };
 };
 
+// Where a model is to be.
+struct EngineDevices {
+  std::vector<std::unique_ptr<Device>> devices;
+  // The CPU, for the layers that do not fit the budget; null: they have to.
+  std::unique_ptr<Device> offload_to;
+};
+
 // The model on its devices with the way to the CPU workers: everything ModelRunnerService speaks of.
 // Thread-safe.
 class Engine {
  public:
   ~Engine();
   // Checks memory, plans, loads and reports progress in the log.
-  static absl::StatusOr<std::unique_ptr<Engine>> Load(EngineOptions options,
-                                                      std::vector<std::unique_ptr<Device>> devices);
+  static absl::StatusOr<std::unique_ptr<Engine>> Load(EngineOptions options, EngineDevices devices);
 
   // The loss of a CPU worker whose part others can take is not an error. Errors of lost CPU workers are
   // Unavailable; the same step may be sent again.
@@ -82,9 +88,9 @@ class Engine {
 
  private:
   Engine() = default;
-  absl::Status LoadModel(EngineOptions options);
-  // Fills plan_ in.
-  absl::Status Plan(const EngineOptions& options);
+  absl::Status LoadModel(EngineOptions options, EngineDevices devices);
+  // Fills plan_ in, and devices_ in the order of its stages.
+  absl::Status Plan(const EngineOptions& options, EngineDevices devices);
   absl::Status LoadWeights(const EngineOptions& options) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<std::unique_ptr<Predictor>> MakeThePredictor(const EngineOptions& options,
                                                               const Stage& stage);

@@ -93,7 +93,7 @@ TEST(DecoderTest, AllocatesWhatWasPlannedForEachDevice) {
     std::array<Record, 2> records;
     const auto harness = Load(fixture, predictor, records.data(), {1, 1});
     const absl::StatusOr<MemoryPlan> plan =
-        PlanMemory(harness->model(), harness->options(), PlacementSource(), {{}, {}});
+        PlanMemory(harness->model(), harness->options(), PlacementSource(), {.devices = {{}, {}}});
     ASSERT_TRUE(plan.ok()) << plan.status();
     for (size_t device = 0; device < records.size(); ++device) {
       for (int i = 0; i < kMemoryPurposes; ++i) {

@@ -7,7 +7,6 @@
 #include <memory>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "gpu_worker/host/host_device.h"
 
@@ -33,8 +32,8 @@ TEST(EngineTest, LoadingWithoutMemorySaysWhatWasWantedAndWhatToDo) {
   EngineOptions options;
   options.model_path = std::string(source) + "/models/tales/tales-q8_0.gguf";
   options.profile.save = false;
-  std::vector<std::unique_ptr<Device>> devices;
-  devices.push_back(std::make_unique<TakenDevice>());
+  EngineDevices devices;
+  devices.devices.push_back(std::make_unique<TakenDevice>());
   const absl::Status status = Engine::Load(std::move(options), std::move(devices)).status();
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
   EXPECT_THAT(std::string(status.message()),

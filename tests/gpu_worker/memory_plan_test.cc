@@ -92,7 +92,7 @@ TEST_F(MemoryPlanTest, ABudgetBelowTheDensePartsNamesTheLeastThatWouldDo) {
 
 TEST_F(MemoryPlanTest, DevicesGetALikePartOfTheBudget) {
   const PlacementSource source{model::EmbeddedProfile(*model_), std::nullopt};
-  const auto unbounded = PlanMemory(*model_, options_, source, {{}, {}});
+  const auto unbounded = PlanMemory(*model_, options_, source, {.devices = {{}, {}}});
   ASSERT_TRUE(unbounded.ok()) << unbounded.status();
   ASSERT_EQ(unbounded->stages.size(), 2u);
   EXPECT_EQ(unbounded->stages[0].layers, (LayerRange{0, 1}));
@@ -100,21 +100,46 @@ TEST_F(MemoryPlanTest, DevicesGetALikePartOfTheBudget) {
   EXPECT_EQ(unbounded->neurons.placement.HotCount(), 2 * 96);
 
   options_.budget_bytes = 1000;
-  const absl::Status status = PlanMemory(*model_, options_, source, {{}, {}}).status();
+  const absl::Status status = PlanMemory(*model_, options_, source, {.devices = {{}, {}}}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("on 2 devices"));
 
   const int64_t fullest = std::max(unbounded->stages[0].total(), unbounded->stages[1].total());
   options_.budget_bytes = 2 * (fullest - 10000);
-  const auto bounded = PlanMemory(*model_, options_, source, {{}, {}});
+  const auto bounded = PlanMemory(*model_, options_, source, {.devices = {{}, {}}});
   ASSERT_TRUE(bounded.ok()) << bounded.status();
   for (const StagePlan& stage : bounded->stages) EXPECT_LE(stage.total(), *options_.budget_bytes / 2);
   EXPECT_LT(bounded->neurons.placement.HotCount(), 2 * 96);
   EXPECT_EQ(bounded->neurons.coverage.size(), 2u);
 }
 
+TEST_F(MemoryPlanTest, TheCpuTakesLayersWhoseDensePartsDoNotFit) {
+  const PlacementSource source{model::EmbeddedProfile(*model_), std::nullopt};
+  const PlanDevices on{.devices = {{}}, .offload_to = DeviceMemoryTraits()};
+  options_.budget_bytes = DenseBytes();
+  const auto fits = PlanMemory(*model_, options_, source, on);
+  ASSERT_TRUE(fits.ok()) << fits.status();
+  EXPECT_EQ(fits->stages.size(), 1u);
+
+  options_.budget_bytes = *options_.budget_bytes - 1;
+  EXPECT_FALSE(PlanMemory(*model_, options_, source).ok());
+  const auto offloaded = PlanMemory(*model_, options_, source, on);
+  ASSERT_TRUE(offloaded.ok()) << offloaded.status();
+  ASSERT_EQ(offloaded->stages.size(), 2u);
+  EXPECT_TRUE(offloaded->stages[0].offloaded);
+  EXPECT_EQ(offloaded->stages[0].layers, (LayerRange{0, 1}));
+  EXPECT_EQ(offloaded->neurons.placement.HotCount(0), 0);
+  EXPECT_GT(offloaded->neurons.placement.HotCount(1), 0) << "what attention left";
+  EXPECT_LE(offloaded->total(), *options_.budget_bytes);
+
+  options_.budget_bytes = 1000;
+  const absl::Status status = PlanMemory(*model_, options_, source, on).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("before the first hot neuron"));
+}
+
 TEST_F(MemoryPlanTest, MoreDevicesThanLayersAreRefused) {
-  const absl::Status status = PlanMemory(*model_, options_, {}, {{}, {}, {}}).status();
+  const absl::Status status = PlanMemory(*model_, options_, {}, {.devices = {{}, {}, {}}}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("3 devices"));
 }

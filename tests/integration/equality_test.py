@@ -13,6 +13,8 @@ import tales
 
 # GiB; they make 2 %, 36 % and 88 % of the neurons hot with predictor `gate`.
 BUDGETS = (0.0251, 0.0292, 0.0357)
+# Holds the dense parts of some of the layers.
+OFFLOADING_BUDGET = 0.0212
 # Where the best two log-probabilities are closer than this, sums added in another order may change the choice. Such sums differ
 # by about 1e-5 here, but one that rounds an F16 entry of the KV cache the other way moves later logits by up to some 1e-3.
 NEAR_TIE = 5e-3
@@ -98,6 +100,11 @@ class EqualityTest(unittest.TestCase):
                 results.append(([stream.tokens for stream in streams], scores))
         for result in results[1:]:
             self.assertEqual(results[0], result)
+
+    def test_offloaded_attention_changes_no_text(self):
+        with partly_cold(OFFLOADING_BUDGET, "--attention-offload") as running:
+            self.assertRegex(running.gpu_worker.log(), r"layers 0 to \d on the CPU .* layers \d to 5 on a device")
+            self.check_same_texts(running, [stream.tokens for stream in generate(running, self.prompts, self.tokens)])
 
     def test_bf16_activations_round_and_little_more(self):
         scores = []
