@@ -180,7 +180,7 @@ class Servers:
         self.address = f"unix:{folder}/gateway.sock"
         self.log = folder / "log"
         self._processes, self._groups = [], []
-        insecure = ["--insecure"] if "--insecure" in command(options.bin / "gpu_worker", "--help").stdout else []
+        on_wire = ["--insecure"] if wire is not None else []
         model = f"--model={options.model}"
         addresses = []
         for number in range(workers):
@@ -188,12 +188,12 @@ class Servers:
             addresses.append(listen if wire is None else f"{CPU_ADDRESS}:{wire.worker_port}")
             worker = self._start(
                 ["ip", "netns", "exec", CPU] if wire is not None else [], options.bin / "cpu_worker", model,
-                f"--listen={listen}", "--metrics-listen=", f"--threads={options.cpu_threads}", *(insecure if wire else []))
+                f"--listen={listen}", "--metrics-listen=", f"--threads={options.cpu_threads}", *on_wire)
             if quotas is not None:
                 self._groups.append(CpuQuota(number, quotas[number], worker.pid))
         self._start([], options.bin / "gpu_worker", model, f"--listen=unix:{folder}/gpu.sock", "--nosave-profile",
                     f"--metrics-listen=127.0.0.1:{GPU_METRICS}", f"--cpu-worker={','.join(addresses)}",
-                    f"--threads={options.gpu_threads}", *options.gpu_flags.split(), *(insecure if wire else []), *gpu_flags)
+                    f"--threads={options.gpu_threads}", *options.gpu_flags.split(), *on_wire, *gpu_flags)
         self._start([], options.bin / "gateway", model, f"--listen={self.address}", f"--worker=unix:{folder}/gpu.sock",
                     "--metrics-listen=")
 
