@@ -151,12 +151,14 @@ const TinyLlamaOptions kProfiled = {
 
 TEST_F(InspectTest, PlansForABudget) {
   // Attention 2 * 48 KiB and norms 1.25 KiB, embedding and head 160 KiB, KV cache 256 * 2 * 2 * 32 * 2 = 64
-  // KiB: 321.25 KiB. A neuron is 3 * 256 bytes, all of them 144 KiB: half of them fit.
-  const std::string text = Run(TinyLlama(kProfiled), {.vram_budget_bytes = 393 * 1024 + 512});
+  // KiB, a sketch of 2 * 96 rows in lines of 64 bytes, 60 KiB: 381.25 KiB. A neuron is 3 * 256 bytes, all of
+  // them 144 KiB: half of them fit.
+  const std::string text = Run(TinyLlama(kProfiled), {.vram_budget_bytes = 453 * 1024 + 512});
   ASSERT_TRUE(status_.ok()) << status_;
   EXPECT_THAT(text, HasSubstr("  attention                  97.2 KiB\n"));
   EXPECT_THAT(text, HasSubstr("  embedding and head          160 KiB\n"));
   EXPECT_THAT(text, HasSubstr("  KV cache, 256 tokens       64.0 KiB\n"));
+  EXPECT_THAT(text, HasSubstr("  predictor 'sketch'         60.0 KiB\n"));
   EXPECT_THAT(text, HasSubstr("   96 of 192 (50.0 %)\n"));
   EXPECT_THAT(text, HasSubstr("firings that are hot"));
 }
@@ -171,7 +173,7 @@ TEST_F(InspectTest, PlansForEverything) {
 TEST_F(InspectTest, TooSmallABudgetNamesTheLeastThatWouldDo) {
   const std::string text = Run(TinyLlama(kProfiled), {.vram_budget_bytes = 100 * 1024});
   EXPECT_EQ(status_.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(status_.message()), HasSubstr("need 321 KiB before the first hot neuron"));
+  EXPECT_THAT(std::string(status_.message()), HasSubstr("need 381 KiB before the first hot neuron"));
   EXPECT_THAT(text, HasSubstr("Bytes by purpose")) << "what can be said is said";
 }
 

@@ -1,5 +1,6 @@
 #include "tools/cli/inspect_model.h"
 
+#include <algorithm>
 #include <initializer_list>
 #include <iterator>
 #include <numeric>
@@ -10,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/types/span.h"
 #include "common/base/status_macros.h"
+#include "common/kernels/sketch.h"
 #include "common/neuron/bundle.h"
 #include "common/neuron/placement.h"
 #include "tools/cli/coverage.h"
@@ -94,6 +96,23 @@ std::string DescribePredictor(const model::Model& model) {
   return absl::StrFormat("rank %d, %s, reads the %s, threshold %g", predictor->a.rows,
                          predictor->relu_between ? "with a ReLU between" : "linear",
                          predictor->reads_residual ? "residual" : "FFN input", predictor->threshold);
+}
+
+// What gpu_worker predicts with if nobody says otherwise.
+struct DefaultPredictor {
+  const char* name;
+  int64_t bytes;
+};
+
+DefaultPredictor PredictorOf(const model::Model& model) {
+  const model::Hyperparameters& h = model.hyperparameters();
+  if (!h.sparse()) return {"all", 0};
+  const std::vector<model::Layer>& layers = model.layers();
+  if (std::all_of(layers.begin(), layers.end(),
+                  [](const auto& layer) { return layer.predictor.has_value(); })) {
+    return {"lowrank", SumByPurpose(model).predictor};
+  }
+  return {"sketch", h.layers * h.ffn * kernels::SketchRowBytes(h.hidden)};
 }
 
 int64_t KvBytes(const model::Hyperparameters& h, int64_t tokens) {
@@ -213,28 +232,30 @@ absl::Status PrintPlacement(const model::Model& model, const std::optional<model
   const int64_t attention = bytes.attention + bytes.norms;
   const int64_t head = bytes.embedding + bytes.head;
   const int64_t kv = KvBytes(h, tokens);
-  const int64_t dense = attention + head + kv + bytes.predictor;
+  const DefaultPredictor predictor = PredictorOf(model);
+  const int64_t dense = attention + head + kv + predictor.bytes;
   if (dense > budget_bytes) {
     return absl::ResourceExhaustedError(absl::StrFormat(
         "a budget of %s is too small for '%s': attention %s, embedding and head %s, KV "
         "cache of %d tokens %s and "
-        "predictor %s need %s before the first hot neuron",
+        "predictor '%s' %s need %s before the first hot neuron",
         FormatBytes(budget_bytes), model.DisplayName(), FormatBytes(attention), FormatBytes(head), tokens,
-        FormatBytes(kv), FormatBytes(bytes.predictor), FormatBytes(dense)));
+        FormatBytes(kv), predictor.name, FormatBytes(predictor.bytes), FormatBytes(dense)));
   }
   ISOTHERM_ASSIGN_OR_RETURN(const neuron::PlanInput input,
                             MakePlanInput(model, profile, budget_bytes - dense));
   ISOTHERM_ASSIGN_OR_RETURN(const neuron::Plan plan, neuron::PlanPlacement(input));
 
-  out << absl::StreamFormat("\nWith %s of GPU memory, before the worker's workspace\n",
-                            FormatBytes(budget_bytes));
+  out << absl::StreamFormat(
+      "\nWith %s of GPU memory, before the worker's workspace and what its device keeps for itself\n",
+      FormatBytes(budget_bytes));
   const auto line = [&out](const std::string& name, int64_t part) {
     out << absl::StreamFormat("  %-22s %12s\n", name, FormatBytes(part));
   };
   line("attention", attention);
   line("embedding and head", head);
   line(absl::StrCat("KV cache, ", tokens, " tokens"), kv);
-  line("predictor", bytes.predictor);
+  line(absl::StrCat("predictor '", predictor.name, "'"), predictor.bytes);
   PrintPlan(model, plan, profile.has_value(), out);
   return absl::OkStatus();
 }
