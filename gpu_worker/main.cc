@@ -36,7 +36,8 @@ ABSL_FLAG(
     "--vram-budget. On device host the numbers only say how many parts there are. Empty: one device.");
 ABSL_FLAG(bool, attention_offload, false,
           "Where attention, KV cache and predictor of all layers do not fit --vram-budget, have the first "
-          "layers' on the CPU, as few as will do; the CPU worker then computes their neurons.");
+          "layers' on the CPU, as few as will do; the CPU worker then computes their neurons. Not yet tested "
+          "beside device cuda.");
 ABSL_FLAG(double, vram_budget, 0,
           "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
           "neurons. 0: "

@@ -81,7 +81,9 @@ struct DeviceMemoryTraits {
   bool embeds_from_host = false;
 };
 
+// What a model may be divided over.
 struct PlanDevices {
+  // In the order in which they get the layers; at least one.
   std::vector<DeviceMemoryTraits> devices = {{}};
   // Present: the CPU, which takes the first layers where the dense parts of all of them do not fit the
   // budget, as few as will do.
