@@ -6,7 +6,7 @@ hot, and several streams at once make the cold neurons a matter of computing: a 
 gpu_worker divides the neurons by measured speed; the shares it has come to are printed. A model that suits has FFNs much
 larger than its attention and its head:
 
-    isotherm-synthesize --layers 6 --hidden 2048 --ffn 24576 --heads 16 --kv-heads 2 --vocab 4096 --type q8_0 --out cold.gguf
+    isotherm-synthesize --layers 4 --hidden 2048 --ffn 24576 --heads 16 --kv-heads 2 --vocab 4096 --type q8_0 --out cold.gguf
     tests/bench/share_bench.py --bin build/release/bin --model cold.gguf
 """
 
@@ -42,10 +42,11 @@ class Servers:
         self._log = folder / "log"
         self._processes = []
         addresses = [f"unix:{folder}/cpu{number}.sock" for number in range(len(workers))]
+        budget = gpu_bench.budget_of(options, "host")
         for address, cores in zip(addresses, workers):
             self._start(options, "cpu_worker", cores, f"--listen={address}", f"--threads={len(cores)}")
         self._start(options, "gpu_worker", gpu, f"--listen=unix:{folder}/gpu.sock", f"--threads={len(gpu)}", "--device=host",
-                    f"--vram-budget={gpu_bench.budget_of(options, 'host')}", f"--predictor={options.predictor}",
+                    f"--vram-budget={budget}", f"--predictor={options.predictor}",
                     f"--kv-tokens={options.context * options.sequences}", f"--ctx={options.context}",
                     f"--max-decode-rows={options.sequences}", "--nosave-profile", f"--cpu-worker={','.join(addresses)}")
         self._start(options, "gateway", gpu, f"--listen={self.gateway}", f"--worker=unix:{folder}/gpu.sock")
@@ -104,9 +105,10 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--settle", type=float, default=15, help="seconds for the shares to settle")
     parser.add_argument("--wait", type=int, default=120, help="seconds for the model to load")
+    parser.set_defaults(devices="")
     options = parser.parse_args()
 
     cores = physical_cores()
