@@ -60,7 +60,9 @@ test-tsan: ## Every test under the thread sanitizer
 test-clang: ## Build with clang, thread-safety warnings as errors
 	@$(MAKE) --no-print-directory build BUILD=build/clang-strict
 
-bench: build venv ## Benchmarks of kernels, exchange and decoding on this machine (MODEL=FILE: decode with that)
+bench: venv ## Benchmarks of kernels, exchange and decoding on this machine (MODEL=FILE: decode with that)
+	@test -f $(BUILD)/build.ninja || cmake --preset $(PRESET) --log-level=WARNING
+	@cmake --build $(BUILD) --parallel $(JOBS) --target gateway gpu_worker cpu_worker isotherm kernel_bench ffn_bench exchange_bench
 	@tests/bench/cpu.sh $(BUILD)
 
 fuzz: setup ## Fuzz the file and text parsers for ten minutes each (clang)
