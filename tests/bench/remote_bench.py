@@ -4,9 +4,9 @@
 Two network namespaces joined by a veth pair stand for the two machines: gateway and gpu_worker in one, cpu_worker in the other.
 The rate is the kernel's (tc tbf, or netem where the kernel has it); the round-trip time is netem's, or, on kernels without it,
 that of a relay process in the worker's namespace that holds back whatever passes (its own measured round trip is printed, and
-that is what enters the model). For each wire greedy tokens must equal those over shared memory on one host, and the transport
-metric must say `inline`. The model: a token takes as long as over the wire without delay and limit, and for each layer the
-round trip and the bytes over the rate besides.
+that is what enters the model). For each wire greedy tokens must equal those over shared memory on one host (with `--activations
+bf16` those over the first wire), and the transport metric must say `inline`. The model: a token takes as long as over the wire
+without delay and limit, and for each layer the round trip and the bytes over the rate besides.
 
 With --quotas two CPU workers on unequal shares of the CPU (cgroup quotas) are compared with the first alone, on one host.
 
@@ -122,7 +122,9 @@ class Wire:
             if round_trip:
                 self.worker_port = RELAY_PORT
             if rate:
-                command(*qdisc, "tbf", "rate", f"{rate:.0f}bit", "burst", 128 << 10, "latency", "100ms")
+                # What passes at once is not delayed at all: less than an exchange, yet a packet and 20 us of the kernel's timer.
+                burst = max(2000, int(rate / 8 * 20e-6))
+                command(*qdisc, "tbf", "rate", f"{rate:.0f}bit", "burst", burst, "latency", "100ms")
         relayed = self.worker_port == RELAY_PORT
         self._start_relay(ECHO_PORT, 0, 0)
         if relayed:
@@ -256,7 +258,7 @@ def measure(servers, options, expected=None):
     """(text, median tokens/s, bytes of a request and its answer) after a warm-up."""
     text, _ = servers.generate(options, options.tokens)
     if expected is not None and text != expected:
-        raise SystemExit(f"other tokens than over shared memory:\n{text}\n---\n{expected}")
+        raise SystemExit(f"other tokens than before:\n{text}\n---\n{expected}")
     if options.settle:
         end = time.monotonic() + options.settle
         while time.monotonic() < end:
@@ -284,11 +286,14 @@ def wires(options):
                                                               options.model).stdout).group(1))
     print("| round trip ms (measured) | Gbit/s | bytes an exchange | tokens/s | model | of the model |")
     print("| --- | --- | --- | --- | --- | --- |")
+    if options.activations != "f32":  # rounded: the same over every wire, but not as without
+        expected = None
     base = None
     for milliseconds, gigabits in [(0, 0), *((m, g) for g in options.gigabits for m in options.milliseconds)]:
         with closing(Wire(milliseconds / 1e3, gigabits * 1e9)) as wire:
-            with closing(Servers(options, wire, ["--exchange-transport=inline"])) as servers:
-                _, speed, size = measure(servers, options, expected)
+            flags = ["--exchange-transport=inline", f"--exchange-activations={options.activations}"]
+            with closing(Servers(options, wire, flags)) as servers:
+                expected, speed, size = measure(servers, options, expected)
                 transport = servers.metric("isotherm_exchange_transport")
         assert any('transport="inline"' in series and value == 1 for series, value in transport.items()), transport
         if base is None:
@@ -320,6 +325,7 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--gpu-flags", default="--predictor=gate --vram-budget=0.0275 --kv-tokens=1024 --max-prefill-rows=128 "
                         "--max-decode-rows=8", help="what leaves neurons cold; the default is for the demo model")
+    parser.add_argument("--activations", choices=["f32", "bf16"], default="f32", help="on the wire")
     parser.add_argument("--gpu-threads", type=int, default=1)
     parser.add_argument("--cpu-threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=128)
