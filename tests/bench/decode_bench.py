@@ -44,11 +44,17 @@ class Server:
         self.processes = [
             subprocess.Popen(
                 [options.bin / "gpu_worker", *common, f"--listen=unix:{folder}/gpu.sock", f"--predictor={predictor}",
-                 f"--threads={options.threads}", f"--metrics-listen=127.0.0.1:{METRICS_PORT}", "--kv-tokens=2048",
-                 "--ctx=1024", "--nosave-profile"], stderr=self.log.open("w")),
+                 f"--threads={options.threads}", f"--metrics-listen=127.0.0.1:{METRICS_PORT}", "--kv-tokens=4096",
+                 "--nosave-profile"], stderr=self.log.open("w")),
             subprocess.Popen(
                 [options.bin / "gateway", *common, f"--listen={self.address}", f"--worker=unix:{folder}/gpu.sock",
                  "--metrics-listen="], stderr=subprocess.DEVNULL)]
+
+    def wait_until_serving(self) -> None:
+        while "ModelRunnerService is serving" not in self.log.read_text():
+            if self.processes[0].poll() is not None:
+                raise SystemExit(f"gpu_worker ended:\n{self.log.read_text()}")
+            time.sleep(0.1)
 
     def generate(self, binaries: Path, tokens: int) -> float:
         """Tokens a second of one greedy continuation."""
@@ -79,6 +85,7 @@ class Server:
 def bench(options: argparse.Namespace, predictor: str) -> dict:
     server = Server(options, predictor)
     try:
+        server.wait_until_serving()
         server.generate(options.bin, options.tokens)  # warm-up
         computed, active = server.metric("isotherm_neurons_computed_total"), server.metric("isotherm_neurons_active_total")
         before = read_bandwidth(options.bin)
