@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/base/cpu_relax.h"
 #include "common/base/host.h"
 
 namespace isotherm::base {
@@ -27,12 +28,6 @@ constexpr int kStragglerSpinUs = 5;
 
 // Pauses between two looks at the clock, about a microsecond.
 constexpr int kPausesPerClockRead = 32;
-
-void Pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
 
 void FutexWait(std::atomic<uint32_t>& word, uint32_t expected) {
   syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, expected, nullptr, nullptr, 0);
@@ -50,7 +45,7 @@ bool SpinFor(int microseconds, const Done& done) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(microseconds);
   do {
     for (int i = 0; i < kPausesPerClockRead; ++i) {
-      Pause();
+      CpuRelax();
       if (done()) return true;
     }
   } while (std::chrono::steady_clock::now() < deadline);

@@ -107,7 +107,7 @@ absl::Status ClientStream::Write(const worker::v1::ExchangeRequest& request, abs
 absl::StatusOr<ClientStream::Incoming> ClientStream::Read(absl::Duration timeout, absl::Duration spin) {
   if (spin > absl::ZeroDuration()) {
     const int64_t end = MonotonicNanoseconds() + absl::ToInt64Nanoseconds(spin);
-    while (!readable_.load(std::memory_order_acquire) && MonotonicNanoseconds() < end) CpuRelax();
+    while (!readable_.load(std::memory_order_acquire) && MonotonicNanoseconds() < end) base::CpuRelax();
   }
   std::unique_lock<std::mutex> lock(mutex_);
   const bool ready =

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "common/base/cpu_relax.h"
+
 // Words in shared memory that one side stores and the other waits for.
 //
 // A waiter that has spun long enough parks on a futex word of its own: it stores 1 there, looks once more at
@@ -23,14 +25,6 @@ inline uint32_t LoadWord(const uint32_t* word) {
 
 int64_t MonotonicNanoseconds();
 
-inline void CpuRelax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 // Wakes the side that parks on `parked`, if it sleeps. Call after publishing.
 void WakeParked(uint32_t* parked);
 
@@ -46,7 +40,7 @@ bool SpinThenPark(uint32_t* parked, int64_t spin_ns, int64_t slice_ns, const Rea
     do {
       // Reading the clock costs about as much as these pauses.
       for (int i = 0; i < 8; ++i) {
-        CpuRelax();
+        base::CpuRelax();
         if (ready()) return true;
       }
     } while (MonotonicNanoseconds() < end);

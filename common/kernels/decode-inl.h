@@ -40,12 +40,14 @@ HWY_INLINE VF LoadFirstHalves(const uint8_t* from, int64_t bytes) {
 //                           4 * LanesF(), `offset` a constant after unrolling. Past the end of the row it may
 //                           read LanesF() - 1 columns, never more: they lie in the padding
 //   AheadBytes(columns)     bytes of so many columns, to be asked for in advance
+//   kScalesApart            they include F16 scales, one a block, that lie behind the row's quants
 template <WeightType kType>
 class RowDecoder;
 
 template <>
 class RowDecoder<WeightType::kF32> {
  public:
+  static constexpr bool kScalesApart = false;
   static constexpr int64_t AheadBytes(int64_t columns) { return 4 * columns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = reinterpret_cast<const float*>(row); }
   HWY_INLINE void Enter(int64_t begin, int64_t end) { group_ = row_ + begin; }
@@ -61,6 +63,7 @@ class RowDecoder<WeightType::kF32> {
 template <>
 class RowDecoder<WeightType::kF16> {
  public:
+  static constexpr bool kScalesApart = false;
   static constexpr int64_t AheadBytes(int64_t columns) { return 2 * columns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = row; }
   HWY_INLINE void Enter(int64_t begin, int64_t end) { group_ = row_ + 2 * begin; }
@@ -76,6 +79,7 @@ class RowDecoder<WeightType::kF16> {
 template <>
 class RowDecoder<WeightType::kBF16> {
  public:
+  static constexpr bool kScalesApart = false;
   static constexpr int64_t AheadBytes(int64_t columns) { return 2 * columns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = reinterpret_cast<const uint16_t*>(row); }
   HWY_INLINE void Enter(int64_t begin, int64_t end) { group_ = row_ + begin; }
@@ -118,6 +122,7 @@ class GroupScales {
 template <>
 class RowDecoder<WeightType::kQ8_0> {
  public:
+  static constexpr bool kScalesApart = true;
   static constexpr int64_t AheadBytes(int64_t columns) { return columns * 34 / kBlockColumns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) {
     quants_ = reinterpret_cast<const int8_t*>(row);
@@ -141,6 +146,7 @@ class RowDecoder<WeightType::kQ8_0> {
 template <>
 class RowDecoder<WeightType::kQ4_0> {
  public:
+  static constexpr bool kScalesApart = true;
   static constexpr int64_t AheadBytes(int64_t columns) { return columns * 18 / kBlockColumns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) {
     nibbles_ = row;
@@ -185,6 +191,7 @@ class RowDecoder<WeightType::kQ4_0> {
 template <int64_t kColumns, int64_t kBytes, void (*kUnpack)(const uint8_t*, float*)>
 class BlockDecoder {
  public:
+  static constexpr bool kScalesApart = false;
   static constexpr int64_t AheadBytes(int64_t columns) { return columns * kBytes / kColumns; }
   HWY_INLINE void Open(const uint8_t* row, int64_t n) { row_ = row; }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {

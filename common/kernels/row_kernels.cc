@@ -204,20 +204,94 @@ void MatMul(const uint8_t* rows, int64_t stride, int64_t num_rows, const float* 
   }
 }
 
-// y[i] = source.Update(row's i-th weights, y[i]) for all of a row; `source` decodes.
+// Where columns of a row lie: quants (or whole floats), and behind all of them the scales where a type keeps
+// them apart.
+template <WeightType kType>
+struct ColumnBytes {
+  static constexpr int64_t Scales(int64_t columns) {
+    return RowDecoder<kType>::kScalesApart ? columns / kBlockColumns * 2 : 0;
+  }
+  static constexpr int64_t Quants(int64_t columns) {
+    return RowDecoder<kType>::AheadBytes(columns) - Scales(columns);
+  }
+};
+
+inline constexpr int64_t kLine = 64;
+
+HWY_INLINE void Prefetch(const uint8_t* from) {
+  _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
+}
+
+HWY_INLINE void PrefetchBytes(const uint8_t* begin, const uint8_t* end) {
+  const uint8_t* line = begin - reinterpret_cast<uintptr_t>(begin) % kLine;
+  for (; line < end; line += kLine) Prefetch(line);
+}
+
+template <WeightType kType>
+void PrefetchColumns(const uint8_t* row, int64_t n, int64_t begin, int64_t end) {
+  using Bytes = ColumnBytes<kType>;
+  PrefetchBytes(row + Bytes::Quants(begin), row + Bytes::Quants(end));
+  const uint8_t* const scales = row + Bytes::Quants(n);
+  PrefetchBytes(scales + Bytes::Scales(begin), scales + Bytes::Scales(end));
+}
+
+// Asks for columns that are computed with later, while the same columns of kRows rows are computed with now:
+// those of the rows two tiles on, as pieces of rows may be too short to be asked for within themselves.
+template <WeightType kType, int kRows>
+class PiecesAhead {
+ public:
+  HWY_INLINE PiecesAhead(const uint8_t* const* rows, int64_t n) : rows_(rows), scales_(Bytes::Quants(n)) {}
+
+  HWY_INLINE void Enter(int64_t begin) {
+    group_ = Bytes::Quants(begin);
+    position_ = 0;
+    if constexpr (Bytes::Scales(kGroupColumns) > 0) {
+      HWY_UNROLL(4)
+      for (int r = 0; r < kRows; ++r) Prefetch(rows_[r] + scales_ + Bytes::Scales(begin));
+    }
+  }
+
+  // Once for each step of kSums vectors.
+  HWY_INLINE void Advance() {
+    constexpr int64_t kStepBytes = Bytes::Quants(kSums * LanesF());
+    if constexpr (kStepBytes >= kLine) {
+      HWY_UNROLL(4)
+      for (int r = 0; r < kRows; ++r) {
+        HWY_UNROLL(4)
+        for (int64_t i = 0; i < kStepBytes; i += kLine) Prefetch(rows_[r] + group_ + position_ + i);
+      }
+      position_ += kStepBytes;
+    } else {
+      // The rows in turn, a whole line each.
+      for (int64_t end = position_ + kRows * kStepBytes; position_ < end; position_ += kLine) {
+        Prefetch(rows_[position_ / kLine % kRows] + group_ + position_ / (kLine * kRows) * kLine);
+      }
+    }
+  }
+
+ private:
+  using Bytes = ColumnBytes<kType>;
+
+  const uint8_t* const* rows_;
+  const int64_t scales_;  // where they begin
+  int64_t group_ = 0;     // the bytes asked for begin here
+  int64_t position_ = 0;
+};
+
+// y[i] = source.Update(row's weights at first + i, y[i]) for columns [first, last); `source` decodes.
 template <class Source>
-HWY_INLINE void UpdateWith(int64_t n, Source& source, float* y) {
+HWY_INLINE void UpdateWith(int64_t first, int64_t last, Source& source, float* y) {
   constexpr int64_t kStep = kSums * LanesF();
   const DF d;
-  for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
-    const int64_t count = std::min(n - begin, kGroupColumns);
+  for (int64_t begin = first; begin < last; begin += kGroupColumns) {
+    const int64_t count = std::min(last - begin, kGroupColumns);
     source.Enter(begin, begin + count);
     int64_t column = 0;
     for (; column + kStep <= count; column += kStep) {
       source.Advance();
       HWY_UNROLL(4)
       for (int64_t s = 0; s < kSums; ++s) {
-        float* const to = y + begin + column + s * LanesF();
+        float* const to = y + begin - first + column + s * LanesF();
         hn::StoreU(source.Update(column, s * LanesF(), hn::LoadU(d, to)), d, to);
       }
     }
@@ -225,19 +299,19 @@ HWY_INLINE void UpdateWith(int64_t n, Source& source, float* y) {
     for (int64_t s = 0; s < kSums; ++s) {
       const int64_t offset = s * LanesF();
       if (column + offset >= count) break;
-      float* const to = y + begin + column + offset;
-      const auto first = hn::FirstN(d, static_cast<size_t>(count - column - offset));
-      hn::BlendedStore(source.Update(column, offset, hn::MaskedLoad(first, d, to)), first, d, to);
+      float* const to = y + begin - first + column + offset;
+      const auto valid = hn::FirstN(d, static_cast<size_t>(count - column - offset));
+      hn::BlendedStore(source.Update(column, offset, hn::MaskedLoad(valid, d, to)), valid, d, to);
     }
   }
 }
 
-// old + factor[0] * rows[0] + factor[1] * rows[1] ..., added in this order.
-template <WeightType kType, int kRows>
+// old + factor[0] * rows[0] + factor[1] * rows[1] ..., added in this order. Ahead: ReadAhead or PiecesAhead.
+template <WeightType kType, int kRows, class Ahead>
 class ScaledRows {
  public:
-  HWY_INLINE ScaledRows(const uint8_t* const* rows, const float* factors, int64_t n)
-      : ahead_(rows, rows + kRows, n) {
+  HWY_INLINE ScaledRows(const uint8_t* const* rows, const float* factors, int64_t n, const Ahead& ahead)
+      : ahead_(ahead) {
     for (int r = 0; r < kRows; ++r) {
       decoders_[r].Open(rows[r], n);
       factors_[r] = hn::Set(DF(), factors[r]);
@@ -257,17 +331,27 @@ class ScaledRows {
  private:
   RowDecoder<kType> decoders_[kRows];
   VF factors_[kRows];
-  ReadAhead<kType, kRows> ahead_;
+  Ahead ahead_;
 };
 
 template <WeightType kType, int kRows = kTile>
-void AddScaledRows(const uint8_t* const* rows, int64_t num_rows, const float* factors, float* y, int64_t n) {
+void AddScaledRows(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n,
+                   int64_t begin, int64_t end, float* y) {
+  using Whole = ReadAhead<kType, kRows>;
+  using Pieces = PiecesAhead<kType, kRows>;
   int64_t r = 0;
   for (; r + kRows <= num_rows; r += kRows) {
-    ScaledRows<kType, kRows> source(rows + r, factors + r, n);
-    UpdateWith(n, source, y);
+    if (end - begin == n) {
+      ScaledRows<kType, kRows, Whole> source(rows + r, factors + r, n, Whole(rows + r, rows + r + kRows, n));
+      UpdateWith(0, n, source, y);
+    } else {
+      ScaledRows<kType, kRows, Pieces> source(rows + r, factors + r, n, Pieces(rows + r + kRowsAhead, n));
+      UpdateWith(begin, end, source, y);
+    }
   }
-  if constexpr (kRows > 1) AddScaledRows<kType, kRows / 2>(rows + r, num_rows - r, factors + r, y, n);
+  if constexpr (kRows > 1) {
+    AddScaledRows<kType, kRows / 2>(rows + r, num_rows - r, factors + r, n, begin, end, y);
+  }
 }
 
 template <WeightType kType>
@@ -285,12 +369,13 @@ class Weights {
 template <WeightType kType>
 void Unpack(const uint8_t* row, int64_t n, float* out) {
   Weights<kType> source(row, n);
-  UpdateWith(n, source, out);
+  UpdateWith(0, n, source, out);
 }
 
 template <WeightType kType>
 constexpr RowKernels KernelsOf() {
-  return {Dot<kType>, MatMul<kType>, MatMulListed<kType>, AddScaledRows<kType>, Unpack<kType>};
+  return {Dot<kType>,           MatMul<kType>,          MatMulListed<kType>,
+          AddScaledRows<kType>, PrefetchColumns<kType>, Unpack<kType>};
 }
 
 const RowKernels* KernelTable() {

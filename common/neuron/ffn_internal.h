@@ -1,6 +1,8 @@
 #ifndef ISOTHERM_COMMON_NEURON_FFN_INTERNAL_H_
 #define ISOTHERM_COMMON_NEURON_FFN_INTERNAL_H_
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -8,6 +10,7 @@
 #include <numbers>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "common/kernels/row_kernels.h"
 #include "common/neuron/ffn.h"
 #include "common/neuron/mask.h"
@@ -101,6 +104,69 @@ struct Job {
 // Writes the positions in the view, of those in [begin, end), that some row wants; returns how many.
 int64_t CollectWanted(const Job& job, int64_t begin, int64_t end, int32_t* wanted);
 
+// The sparse path on many cores. First the pool's members compute, for the neurons that some row wants, what
+// each row's down rows are multiplied with. When all factors are known each member adds up its own columns of
+// y over the neurons in the view's order. So a row's sums depend neither on the threads nor on what shares
+// its request, nothing is left to be reduced, and no member waits for a long one.
+struct SparseWork {
+  const int32_t* wanted = nullptr;  // positions in the view, ascending
+  int64_t count = 0;
+  float* factors = nullptr;  // [rows, count]; 0: the row leaves the neuron out
+};
+
+// Shares the wanted neurons out: a queue for each member of the pool, which helps the others when its own is
+// empty. A position of the view is in the same member's queue in every request, so that rows which were asked
+// for in advance lie in the cache of the core that reads them.
+class Queues {
+ public:
+  Queues(int64_t members, int64_t most_positions) : queues_(members), entries_(most_positions) {}
+
+  // Entries of one queue: indices into SparseWork::wanted.
+  struct Claim {
+    const int32_t* entries = nullptr;
+    int64_t count = 0;
+  };
+
+  void Fill(const int32_t* wanted, int64_t count);
+  // For `member`: half of what is left of a queue, at most `longest`, so that all finish together. Empty when
+  // nothing is left at all. Thread-safe.
+  Claim Take(int64_t member, int64_t longest);
+
+  // The whole queue of a member.
+  absl::Span<const int32_t> Own(int64_t member) const {
+    const Queue& queue = queues_[member];
+    return absl::MakeConstSpan(entries_).subspan(queue.begin, queue.end - queue.begin);
+  }
+
+ private:
+  // On cache lines of its own.
+  struct alignas(64) Queue {
+    std::atomic<int64_t> next{0};
+    int64_t begin = 0, end = 0;
+  };
+  // Calls function(queue, i) for the wanted positions in order, with the queue of the owner of each.
+  template <typename Function>
+  void ForEachOwned(const int32_t* wanted, int64_t count, const Function& function);
+
+  std::vector<Queue> queues_;
+  std::vector<int32_t> entries_;  // one queue's after another's
+};
+
+// Longest claim for requests of so many rows.
+int64_t LongestClaim(int64_t rows);
+// Fills in the factors of the neurons that the member claims.
+FfnStatistics ComputeFactors(const Job& job, const SparseWork& work, int64_t member, Queues& queues);
+// Columns [begin, end) of y are the member's in the second half.
+struct Columns {
+  int64_t begin = 0, end = 0;
+};
+Columns OwnColumns(const BundleLayout& layout, int64_t member, int64_t members);
+// No member has more columns, and a gap stays behind them.
+int64_t MostOwnColumns(int64_t hidden, int64_t members);
+// y[rows, hidden], the columns alone. They are summed in `sums` [rows, columns] first: cores that write to
+// neighbouring lines of y over and over would take them from each other.
+void AddDownColumns(const Job& job, const SparseWork& work, const Columns& columns, float* sums, float* y);
+
 // Result of one partition of the neurons.
 struct Partial {
   float* y = nullptr;          // [rows, hidden]; a row is valid where touched
@@ -108,8 +174,9 @@ struct Partial {
   FfnStatistics statistics;
 };
 
-// Positions [begin, end) of the view. `wanted` has room for that many.
-void ComputeSparse(const Job& job, int64_t begin, int64_t end, int32_t* wanted, Partial* partial);
+// The sparse path on few cores, whose memory is fastest when each reads whole bundles: the wanted positions
+// of one partition of the view.
+void ComputePartition(const Job& job, const int32_t* wanted, int64_t count, Partial* partial);
 
 // Scratch of one thread in the tiled path, for kTiledRows rows at most.
 class TileScratch {

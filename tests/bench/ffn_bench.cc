@@ -1,9 +1,11 @@
-// ffn_bench [THREADS] [SECONDS]
+// ffn_bench [THREADS] [SECONDS] [HIDDEN FFN TYPE [SHARE [ROWS]]]
 //
-// How near the sparse FFN comes to the memory's read bandwidth, at the shape of the acceptance test: hidden
-// 2048, FFN 5632, F16, one token. Three things are timed in turn over layers that no cache holds, so that all
-// see the same machine: a plain read of a layer's bundles, the FFN with every neuron computed, and the FFN
-// with 10 % of the neurons, scattered. Medians of the rates; bytes are those of the rows that must be read.
+// How near the sparse FFN comes to the memory's read bandwidth; without a shape at that of the acceptance
+// test: hidden 2048, FFN 5632, f16 (or q4_0), a share of 0.1 of the neurons, one token. Four things are
+// timed in turn over layers that no cache holds, so that all see the same machine: a plain read of a layer's
+// bundles, the FFN with every neuron computed for one token, the FFN with each token's share of the neurons,
+// scattered, and the same after the neurons were asked for in advance. Medians of the rates; bytes are those
+// of the rows that must be read.
 
 #include <sys/mman.h>
 
@@ -25,10 +27,16 @@
 namespace isotherm::neuron {
 namespace {
 
-constexpr int64_t kHidden = 2048;
-constexpr int64_t kFfn = 5632;
-constexpr int64_t kLayers = 16;
-constexpr double kActiveShare = 0.1;
+// Beyond the last-level cache of any server.
+constexpr int64_t kLeastBytes = int64_t{1} << 30;
+
+struct Shape {
+  int64_t hidden = 2048;
+  int64_t ffn = 5632;
+  kernels::WeightType type = kernels::WeightType::kF16;
+  double share = 0.1;
+  int64_t rows = 1;
+};
 
 using Clock = std::chrono::steady_clock;
 
@@ -36,77 +44,99 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-BundleLayout F16Layout() {
-  const int64_t row = kernels::PackedRowBytes(kernels::WeightType::kF16, kHidden);
-  return {kernels::WeightType::kF16,
-          kernels::WeightType::kF16,
-          kernels::WeightType::kF16,
-          kHidden,
-          row,
-          2 * row,
-          3 * row};
+BundleLayout MakeLayout(const Shape& shape) {
+  const int64_t row = kernels::PackedRowBytes(shape.type, shape.hidden);
+  return {shape.type, shape.type, shape.type, shape.hidden, row, 2 * row, 3 * row};
 }
 
-// F16 numbers between 2^-5 and 2^-4: positive, so that every gate fires, as after a predictor that is never
-// wrong.
-void Fill(base::ThreadPool& pool, uint8_t* memory, int64_t bytes) {
-  pool.ParallelFor(bytes, int64_t{2} << 20, [&](int64_t begin, int64_t end, int) {
-    auto* halves = reinterpret_cast<uint16_t*>(memory + begin);
-    uint32_t state = static_cast<uint32_t>(begin) | 1;
-    for (int64_t i = 0; i < (end - begin) / 2; ++i) {
-      state = state * 1664525u + 1013904223u;
-      halves[i] = static_cast<uint16_t>(0x2800 | (state >> 22));
-    }
+// Positive numbers, so that every gate fires, as after a predictor that is never wrong: the same in every
+// row.
+void Fill(base::ThreadPool& pool, const Shape& shape, uint8_t* memory, int64_t rows) {
+  std::vector<float> values(shape.hidden);
+  uint32_t state = 1;
+  for (float& value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = 0.03f + static_cast<float>(state >> 8) * 0x1p-29f;
+  }
+  const int64_t bytes = kernels::PackedRowBytes(shape.type, shape.hidden);
+  std::vector<uint8_t> row(bytes);
+  kernels::PackFloatRow(shape.type, values.data(), shape.hidden, row.data());
+  pool.ParallelFor(rows, 256, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) std::copy_n(row.data(), bytes, memory + r * bytes);
   });
 }
 
 class Bench {
  public:
-  Bench(int threads, uint8_t* memory)
-      : pool_({.threads = threads, .spin_us = 50}),
-        layout_(F16Layout()),
+  Bench(int threads, const Shape& shape, int64_t layers, uint8_t* memory)
+      : pool_({.threads = threads, .spin_us = 5000}),
+        shape_(shape),
+        layout_(MakeLayout(shape)),
         memory_(memory),
-        executor_(&pool_, kHidden, kFfn, 1),
-        x_(kHidden, 0.01f),
-        y_(kHidden),
-        all_(MaskWords(kFfn)) {
-    Fill(pool_, memory_, kLayers * LayerBytes());
-    SetAll(all_.data(), kFfn);
+        executor_(&pool_, shape.hidden, shape.ffn, shape.rows),
+        x_(shape.rows * shape.hidden, 0.01f),
+        y_(shape.rows * shape.hidden),
+        all_(MaskWords(shape.ffn)) {
+    Fill(pool_, shape, memory_, layers * shape.ffn * 3);
+    SetAll(all_.data(), shape.ffn);
     std::mt19937 random(1);
-    std::bernoulli_distribution active(kActiveShare);
-    for (int64_t layer = 0; layer < kLayers; ++layer) {
-      std::vector<uint64_t>& mask = scattered_.emplace_back(MaskWords(kFfn));
-      for (int64_t j = 0; j < kFfn; ++j) {
-        if (active(random)) SetBit(mask.data(), j);
+    std::bernoulli_distribution active(shape.share);
+    const int64_t words = MaskWords(shape.ffn);
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      std::vector<uint64_t>& masks = scattered_.emplace_back(shape.rows * words);
+      for (int64_t i = 0; i < shape.rows * shape.ffn; ++i) {
+        if (active(random)) SetBit(&masks[i / shape.ffn * words], i % shape.ffn);
       }
     }
   }
 
-  static int64_t LayerBytes() { return kFfn * F16Layout().bundle_bytes; }
+  static int64_t LayerBytes(const Shape& shape) { return shape.ffn * MakeLayout(shape).bundle_bytes; }
 
   double Read(int64_t layer) {
-    return MeasureReadBandwidth(pool_, memory_ + layer * LayerBytes(), LayerBytes(), absl::ZeroDuration());
+    return MeasureReadBandwidth(pool_, Layer(layer), LayerBytes(shape_), absl::ZeroDuration());
   }
-  double Dense(int64_t layer) { return Run(layer, all_, true); }
-  double Sparse(int64_t layer) { return Run(layer, scattered_[layer], false); }
+  double Dense(int64_t layer) { return Run(layer, 1, all_, true); }
+  double Sparse(int64_t layer) { return Run(layer, shape_.rows, scattered_[layer], false); }
+  // As Sparse, when the neurons have been asked for in advance.
+  double Prefetched(int64_t layer) {
+    const std::vector<uint64_t> wanted = Union(scattered_[layer]);
+    executor_.Prefetch({Layer(layer), &layout_, nullptr, shape_.ffn}, wanted.data(), [] { return false; });
+    return Sparse(layer);
+  }
+  // Bytes of the rows that the layer's tokens want.
+  int64_t SparseBytes(int64_t layer) const { return UnionBytes(scattered_[layer]); }
 
  private:
-  double Run(int64_t layer, const std::vector<uint64_t>& mask, bool dense) {
-    const BundleView view{memory_ + layer * LayerBytes(), &layout_, nullptr, kFfn};
+  const uint8_t* Layer(int64_t layer) const { return memory_ + layer * LayerBytes(shape_); }
+
+  std::vector<uint64_t> Union(const std::vector<uint64_t>& masks) const {
+    const auto words = static_cast<size_t>(MaskWords(shape_.ffn));
+    std::vector<uint64_t> all(words);
+    for (size_t i = 0; i < masks.size(); ++i) all[i % words] |= masks[i];
+    return all;
+  }
+  int64_t UnionBytes(const std::vector<uint64_t>& masks) const {
+    const std::vector<uint64_t> all = Union(masks);
+    return CountBits(all.data(), static_cast<int64_t>(all.size())) * layout_.bundle_bytes;
+  }
+
+  double Run(int64_t layer, int64_t rows, const std::vector<uint64_t>& masks, bool dense) {
+    const BundleView view{Layer(layer), &layout_, nullptr, shape_.ffn};
     FfnRequest request;
-    request.rows = 1;
+    request.rows = rows;
     request.x = x_.data();
-    request.masks = mask.data();
-    request.ffn = kFfn;
+    request.masks = masks.data();
+    request.ffn = shape_.ffn;
     request.dense = dense;
     const Clock::time_point start = Clock::now();
     const FfnStatistics statistics = executor_.Run(view, request, y_.data());
     const double seconds = SecondsSince(start);
     if (statistics.active != statistics.computed) std::abort();
-    return statistics.computed * layout_.bundle_bytes / seconds;
+    return static_cast<double>(UnionBytes(masks)) / seconds;
   }
 
   base::ThreadPool pool_;
+  const Shape shape_;
   const BundleLayout layout_;
   uint8_t* const memory_;
   FfnExecutor executor_;
@@ -130,28 +160,36 @@ void Print(const char* name, const std::vector<double>& rates, double plain) {
               q.median * 1e-9, q.low * 1e-9, q.high * 1e-9, 100 * q.median / plain);
 }
 
-int Main(int threads, double seconds) {
-  const int64_t bytes = kLayers * Bench::LayerBytes();
+int Main(int threads, double seconds, const Shape& shape) {
+  const int64_t layers = kLeastBytes / Bench::LayerBytes(shape) + 1;
+  const int64_t bytes = layers * Bench::LayerBytes(shape);
   void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     std::perror("ffn_bench: mmap");
     return 1;
   }
   madvise(memory, bytes, MADV_HUGEPAGE);
-  Bench bench(threads, static_cast<uint8_t*>(memory));
-  std::vector<double> read, dense, sparse;
+  Bench bench(threads, shape, layers, static_cast<uint8_t*>(memory));
+  std::vector<double> read, dense, sparse, prefetched;
   const Clock::time_point start = Clock::now();
-  for (int64_t i = 0; SecondsSince(start) < seconds || i < kLayers; ++i) {
-    read.push_back(bench.Read(i % kLayers));
-    dense.push_back(bench.Dense((i + 5) % kLayers));
-    sparse.push_back(bench.Sparse((i + 10) % kLayers));
+  for (int64_t i = 0; SecondsSince(start) < seconds || i < layers; ++i) {
+    read.push_back(bench.Read(i % layers));
+    dense.push_back(bench.Dense((i + layers / 3) % layers));
+    sparse.push_back(bench.Sparse((i + 2 * layers / 3) % layers));
+    prefetched.push_back(bench.Prefetched((i + layers / 2) % layers));
   }
-  std::printf("hidden %ld, FFN %ld, F16, %d threads, kernels %s, %zu rounds\n", static_cast<long>(kHidden),
-              static_cast<long>(kFfn), threads, kernels::ActiveTarget().c_str(), read.size());
+  std::printf(
+      "hidden %ld, FFN %ld, %s, %g of the neurons for each of %ld tokens, %d threads, kernels %s, %zu "
+      "rounds\n",
+      static_cast<long>(shape.hidden), static_cast<long>(shape.ffn), kernels::WeightTypeName(shape.type),
+      shape.share, static_cast<long>(shape.rows), threads, kernels::ActiveTarget().c_str(), read.size());
   const double plain = Summarise(read).median;
   Print("plain read", read, plain);
   Print("all", dense, plain);
-  Print("10 % active", sparse, plain);
+  Print("scattered", sparse, plain);
+  Print("asked for", prefetched, plain);
+  std::printf("scattered: %.1f us for %.2f MB\n", bench.SparseBytes(0) / Summarise(sparse).median * 1e6,
+              bench.SparseBytes(0) * 1e-6);
   return 0;
 }
 
@@ -161,9 +199,20 @@ int Main(int threads, double seconds) {
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   const double seconds = argc > 2 ? std::atof(argv[2]) : 5;
-  if (threads < 1 || !(seconds >= 0)) {
-    std::fprintf(stderr, "usage: ffn_bench [THREADS] [SECONDS]\n");
+  isotherm::neuron::Shape shape;
+  if (argc > 5) {
+    shape.hidden = std::atoll(argv[3]);
+    shape.ffn = std::atoll(argv[4]);
+    const bool q4 = std::strcmp(argv[5], "q4_0") == 0;
+    shape.type = q4 ? isotherm::kernels::WeightType::kQ4_0 : isotherm::kernels::WeightType::kF16;
+  }
+  if (argc > 6) shape.share = std::atof(argv[6]);
+  if (argc > 7) shape.rows = std::atoll(argv[7]);
+  const bool valid = threads >= 1 && seconds >= 0 && shape.hidden >= 32 && shape.hidden % 32 == 0 &&
+                     shape.ffn >= 1 && shape.share > 0 && shape.share <= 1 && shape.rows >= 1;
+  if (!valid || argc == 4 || argc == 5) {
+    std::fprintf(stderr, "usage: ffn_bench [THREADS] [SECONDS] [HIDDEN FFN f16|q4_0 [SHARE [ROWS]]]\n");
     return 2;
   }
-  return isotherm::neuron::Main(threads, seconds);
+  return isotherm::neuron::Main(threads, seconds, shape);
 }

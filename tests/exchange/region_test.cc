@@ -140,7 +140,7 @@ TEST(DoorbellTest, AParkedWaiterIsWoken) {
   alignas(64) uint32_t bell = 0;
   alignas(64) uint32_t parked = 0;
   std::thread ringer([&] {
-    while (LoadWord(&parked) == 0) CpuRelax();
+    while (LoadWord(&parked) == 0) base::CpuRelax();
     StoreWord(&bell, 1);
     WakeParked(&parked);
   });
@@ -154,7 +154,7 @@ TEST(DoorbellTest, AWriteWithoutAWakeCostsOneSlice) {
   alignas(64) uint32_t bell = 0;
   alignas(64) uint32_t parked = 0;
   std::thread device([&] {
-    while (LoadWord(&parked) == 0) CpuRelax();
+    while (LoadWord(&parked) == 0) base::CpuRelax();
     StoreWord(&bell, 1);
   });
   while (!SpinThenPark(&parked, 0, 1'000'000, [&] { return LoadWord(&bell) == 1; })) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <numeric>
 #include <random>
@@ -333,6 +334,49 @@ TEST(FfnTest, RepeatsAreBitEqual) {
       executor.Run(layer.All(), request, again.data());
       ASSERT_TRUE(BitEqual(first.data(), again.data(), first.size())) << rows << " rows, repeat " << i;
     }
+  }
+}
+
+TEST(FfnTest, PrefetchingChangesNothing) {
+  const std::vector<int32_t> some = {1, 2, 63, 64, 200, 499};
+  for (const WeightType type : {WeightType::kF32, WeightType::kQ4_0}) {
+    const RandomLayer layer(type, 192, 500, 31);
+    std::vector<uint8_t> storage;
+    const BundleView views[] = {layer.All(), layer.Only(some, &storage)};
+    for (const int threads : {1, 3, 6}) {
+      base::ThreadPool pool({.threads = threads});
+      FfnExecutor executor(&pool, layer.hidden(), layer.ffn(), 2);
+      const std::vector<float> x = RandomInput(2, layer.hidden(), 6);
+      const std::vector<uint64_t> masks = RandomMasks(2, layer.ffn(), 0.3, 9);
+      std::vector<uint64_t> all(MaskWords(layer.ffn()));
+      SetAll(all.data(), layer.ffn());
+      for (const BundleView& view : views) {
+        const FfnRequest request = MakeRequest(layer, 2, x, masks);
+        std::vector<float> before(2 * layer.hidden()), after(2 * layer.hidden());
+        executor.Run(view, request, before.data());
+        std::atomic<int> asked{0};
+        executor.Prefetch(view, all.data(), [&] { return ++asked > 40; });
+        EXPECT_GT(asked, 0);
+        executor.Run(view, request, after.data());
+        EXPECT_TRUE(BitEqual(before.data(), after.data(), static_cast<int64_t>(before.size())));
+      }
+    }
+  }
+}
+
+// With many threads neither their number nor who shares the request shows in the sums of few rows.
+TEST(FfnTest, FewRowsAreBitEqualOnAnyNumberOfManyThreads) {
+  const RandomLayer layer(WeightType::kF16, 160, 700, 33);
+  const std::vector<float> x = RandomInput(3, layer.hidden(), 6);
+  const std::vector<uint64_t> masks = RandomMasks(3, layer.ffn(), 0.3, 9);
+  const FfnRequest request = MakeRequest(layer, 3, x, masks);
+  base::ThreadPool five({.threads = 5});
+  const Outcome expected = RunOn(five, layer, layer.All(), request);
+  for (const int threads : {6, 8, 11}) {
+    base::ThreadPool pool({.threads = threads});
+    const Outcome outcome = RunOn(pool, layer, layer.All(), request);
+    EXPECT_TRUE(BitEqual(outcome.y.data(), expected.y.data(), static_cast<int64_t>(expected.y.size())))
+        << threads;
   }
 }
 
