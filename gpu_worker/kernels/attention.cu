@@ -105,18 +105,30 @@ __device__ void Values(const Work<kType>& work, const float (*weights)[kSplitTok
   const int lane = threadIdx.x % kWarp;
   const auto head_dim = static_cast<int>(work.kv.head_dim);
   float2 sums[kGroup][kMostPairs] = {};
-  for (int t = threadIdx.x / kWarp; t < count; t += kWarps) {
-    const uint8_t* row = work.V(first + t);
+  for (int base = threadIdx.x / kWarp; base < count; base += kWarps * kTokensAhead) {
+    float2 values[kTokensAhead][kMostPairs];
 #pragma unroll
-    for (int i = 0; i < kMostPairs; ++i) {
-      const int column = 2 * (lane + kWarp * i);
-      if (column >= head_dim) break;
-      const float2 value = LoadKvPair<kType>(row, head_dim, column);
+    for (int a = 0; a < kTokensAhead; ++a) {
+      const uint8_t* row = work.V(first + min(base + kWarps * a, count - 1));
+#pragma unroll
+      for (int i = 0; i < kMostPairs; ++i) {
+        const int column = 2 * (lane + kWarp * i);
+        values[a][i] = column < head_dim ? LoadKvPair<kType>(row, head_dim, column) : float2{0, 0};
+      }
+    }
+#pragma unroll
+    for (int a = 0; a < kTokensAhead; ++a) {
+      const int t = base + kWarps * a;
+      if (t >= count) break;
 #pragma unroll
       for (int g = 0; g < kGroup; ++g) {
         if (g >= work.group) break;
-        sums[g][i].x = fmaf(weights[g][t], value.x, sums[g][i].x);
-        sums[g][i].y = fmaf(weights[g][t], value.y, sums[g][i].y);
+        const float weight = weights[g][t];
+#pragma unroll
+        for (int i = 0; i < kMostPairs; ++i) {
+          sums[g][i].x = fmaf(weight, values[a][i].x, sums[g][i].x);
+          sums[g][i].y = fmaf(weight, values[a][i].y, sums[g][i].y);
+        }
       }
     }
   }

@@ -7,7 +7,8 @@
 namespace isotherm::gpu_worker::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kMostThreads = 512;
+constexpr int kLeastThreads = 128;
 
 // Two rows of weights share what they read of x where that is the larger part of the traffic.
 template <int kBatch>
@@ -51,13 +52,13 @@ __device__ void FetchFirstRow(const Factors& factors, int size, int64_t group, i
 }
 
 template <typename D, int kBatch>
-__global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kMostThreads, kBatch == 1 ? 2 : 1)
     MatMulKernel(const __grid_constant__ Factors factors, int64_t columns, int64_t row_bytes, const float* x,
                  int64_t batch) {
   extern __shared__ float4 memory[];
   constexpr int kRows = kSharedRows<kBatch>;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
-  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / kWarp);
+  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
   const int lane = threadIdx.x % kWarp;
   LetNextStart();
   FetchFirstRow(factors, kRows, warp, row_bytes);
@@ -152,9 +153,13 @@ cudaError_t MatMul(const Product* products, int count, const float* x, int64_t r
                                                        static_cast<int>(shared));
         if (error != cudaSuccess) return error;
         const Factors factors = Collect(products, count, first);
-        const int64_t blocks =
-            std::min(most_blocks, CeilDiv<int64_t>(factors.Groups(kSharedRows<kBatch>), kThreads / kWarp));
-        return LaunchChained(kernel, static_cast<unsigned>(blocks), kThreads, shared, stream, factors,
+        const int64_t groups = factors.Groups(kSharedRows<kBatch>);
+        // A matrix of few rows is spread over more multiprocessors in smaller blocks.
+        int threads = kMostThreads;
+        while (threads > kLeastThreads && CeilDiv<int64_t>(groups, threads / kWarp) < Multiprocessors())
+          threads /= 2;
+        const int64_t blocks = std::min(most_blocks, CeilDiv<int64_t>(groups, threads / kWarp));
+        return LaunchChained(kernel, static_cast<unsigned>(blocks), threads, shared, stream, factors,
                              weight.columns, row_bytes, x + first * weight.columns, batch);
       });
 }

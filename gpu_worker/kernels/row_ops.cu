@@ -14,32 +14,65 @@ struct RowTerm {
   const float* bias = nullptr;
   float scale = 1;
 
-  // To the row's values that this thread reads afterwards.
-  __device__ void AddTo(float* values, int64_t row, int64_t n) const {
+  __device__ float At(int64_t row, int64_t n, int64_t i) const {
+    const float term = x[row * n + i];
+    return bias == nullptr ? term : term + bias[i];
+  }
+  // To the row's values that this thread reads afterwards, from column `first` on.
+  __device__ void AddTo(float* values, int64_t row, int64_t n, int64_t first = 0) const {
     if (x == nullptr) return;
 #pragma unroll 4
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
-      const float term = x[row * n + i];
-      values[i] = fmaf(scale, bias == nullptr ? term : term + bias[i], values[i]);
+    for (int64_t i = first + threadIdx.x; i < n; i += kThreads) {
+      values[i] = fmaf(scale, At(row, n, i), values[i]);
     }
   }
 };
 
+// The first columns of each thread, as many as most models have, are read once and stay in registers.
 __global__ void __launch_bounds__(kThreads)
     RmsNormKernel(RowTerm term, float* x, const float* __restrict__ weight, float epsilon, int64_t n,
                   float* out) {
+  constexpr int kHeld = 8;
+  constexpr int64_t kRest = int64_t{kHeld} * kThreads;
   __shared__ float scratch[kThreads / kWarp];
-  JoinChain();
+  float held[kHeld], terms[kHeld], weights[kHeld];
+  LetNextStart();
+  // Which no other kernel writes.
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    const int64_t i = threadIdx.x + k * kThreads;
+    weights[k] = i < n ? weight[i] : 0.0f;
+  }
+  AwaitPrevious();
   const int64_t row = blockIdx.x;
   float* const values = x + row * n;
-  term.AddTo(values, row, n);
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    const int64_t i = threadIdx.x + k * kThreads;
+    held[k] = i < n ? values[i] : 0.0f;
+    terms[k] = i < n && term.x != nullptr ? term.At(row, n, i) : 0.0f;
+  }
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    const int64_t i = threadIdx.x + k * kThreads;
+    if (i >= n || term.x == nullptr) continue;
+    held[k] = fmaf(term.scale, terms[k], held[k]);
+    values[i] = held[k];
+  }
+  term.AddTo(values, row, n, kRest);
   float sum = 0;
-#pragma unroll 4
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum = fmaf(values[i], values[i], sum);
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) sum = fmaf(held[k], held[k], sum);
+  for (int64_t i = threadIdx.x + kRest; i < n; i += kThreads) sum = fmaf(values[i], values[i], sum);
   const float mean = BlockSum<kThreads>(sum, scratch) / static_cast<float>(n);
   const float factor = 1.0f / sqrtf(mean + epsilon);
-#pragma unroll 4
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) out[row * n + i] = values[i] * factor * weight[i];
+#pragma unroll
+  for (int k = 0; k < kHeld; ++k) {
+    const int64_t i = threadIdx.x + k * kThreads;
+    if (i < n) out[row * n + i] = held[k] * factor * weights[k];
+  }
+  for (int64_t i = threadIdx.x + kRest; i < n; i += kThreads)
+    out[row * n + i] = values[i] * factor * weight[i];
 }
 
 __global__ void __launch_bounds__(kThreads)
