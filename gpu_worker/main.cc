@@ -56,6 +56,10 @@ ABSL_FLAG(int64_t, max_prefill_rows, 0,
 ABSL_FLAG(int64_t, stream_rows, isotherm::gpu_worker::kDefaultStreamRows,
           "Device cuda: from so many tokens of a step on, the cold neurons of a CPU worker on the same host "
           "are brought to the GPU instead of being computed there. 0: never.");
+ABSL_FLAG(
+    std::string, look_ahead, "auto",
+    "Tell the CPU worker a layer early which neurons it will probably be asked for, so that it has them in "
+    "its caches: on, off, or auto, which is on for device cuda. Shared memory and up to 16 sequences.");
 ABSL_FLAG(int64_t, max_decode_rows, 64, "Most sequences decoded in one step.");
 ABSL_FLAG(
     std::string, predictor, "auto",
@@ -242,6 +246,10 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("ctx", options.runner.context, 0, kMostTokens));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("kv-tokens", options.runner.kv_tokens, 0, kMostTokens));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-prefill-rows", options.runner.max_prefill_rows, 1, kMostRows));
+  if (const std::string look = absl::GetFlag(FLAGS_look_ahead);
+      look != "auto" && look != "on" && look != "off") {
+    return base::UsageError(absl::StrCat("--look-ahead is '", look, "'; it is on, off or auto"));
+  }
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("stream-rows", absl::GetFlag(FLAGS_stream_rows), 0, kMostRows));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-decode-rows", options.runner.max_decode_rows, 1, kMostRows));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("threads", absl::GetFlag(FLAGS_threads), 0, kMostThreads));
@@ -284,7 +292,10 @@ absl::StatusOr<std::vector<int>> DeviceNumbersFromFlag() {
 
 absl::StatusOr<EngineDevices> MakeDevices(const std::vector<int>& numbers, int threads) {
   const auto make_host = [threads] {
-    return std::make_unique<HostDevice>(HostDeviceOptions{threads, SpinMicroseconds()});
+    return std::make_unique<HostDevice>(
+        HostDeviceOptions{.threads = threads,
+                          .spin_us = SpinMicroseconds(),
+                          .look_ahead = absl::GetFlag(FLAGS_look_ahead) == "on"});
   };
   EngineDevices made;
   for (const int number : numbers) {
@@ -296,6 +307,7 @@ absl::StatusOr<EngineDevices> MakeDevices(const std::vector<int>& numbers, int t
                               MakeCudaDevice({.number = number,
                                               .loader_threads = threads,
                                               .stream_rows = absl::GetFlag(FLAGS_stream_rows),
+                                              .look_ahead = absl::GetFlag(FLAGS_look_ahead) != "off",
                                               .time_operators = absl::GetFlag(FLAGS_time_operators)}));
   }
   if (absl::GetFlag(FLAGS_attention_offload)) made.offload_to = make_host();
@@ -376,7 +388,7 @@ int main(int argc, char** argv) {
           {"Placement", {"profile", "profile_dir", "save_profile", "placement", "adapt", "adapt_interval"}},
           {"Device",
            {"device", "devices", "vram_budget", "attention_offload", "threads", "max_prefill_rows",
-            "max_decode_rows", "stream_rows", "spin_us", "time_operators", "inject_device_fault"}},
+            "max_decode_rows", "stream_rows", "look_ahead", "spin_us", "time_operators", "inject_device_fault"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",
             "exchange_timeout", "shm_directory"}},

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -77,6 +78,11 @@ class Channel {
   // the echo does not match. After any error the channel is dead and every call returns the first error.
   virtual absl::StatusOr<Answer> Await() = 0;
 
+  // Says which neurons, `mask` [MaskWords(ffn)], the next request will probably ask for, of which layer; the
+  // worker may fetch them into its caches. Between Await and Begin, or while an exchange is in flight.
+  // Nothing happens where there is no shared memory.
+  virtual void Expect(int64_t layer, const uint64_t* mask) {}
+
   // Absent where the transport has none; mapped while the channel lives.
   virtual std::optional<SharedMemory> shared_memory() const = 0;
   // Every neuron's bundles, where the CPU worker shares them, else null; mapped while the channel lives.
@@ -137,6 +143,9 @@ class Executor {
   virtual absl::StatusOr<ServerAnswer> Execute(const ServerRequest& request, float* y) = 0;
   // Called when a step opens and closes, so that the executor's threads may spin in between.
   virtual void OnStep(StepState state) {}
+  // Between two requests: the next one will probably ask for these neurons, `mask` [MaskWords(ffn)], of this
+  // layer. Returns soon after stop() has become true: the request is there. stop() is thread-safe.
+  virtual void OnExpectation(int64_t layer, const uint64_t* mask, absl::FunctionRef<bool()> stop) {}
 };
 
 // What a server accepts; read for every stream that opens, and again when a request names another placement

@@ -55,6 +55,13 @@ static_assert(offsetof(Descriptor, gate_value_count) == 44 && offsetof(Descripto
 static_assert(offsetof(Descriptor, computed) == 52 && offsetof(Descriptor, active) == 56);
 static_assert(offsetof(Descriptor, compute_ns) == 60);
 
+// Heads the mask of the neurons that a request to come is expected to ask for.
+struct Expectation {
+  uint32_t layer;
+  uint32_t reserved;
+};
+static_assert(sizeof(Expectation) == 8 && std::is_trivially_copyable_v<Expectation>);
+
 }  // namespace isotherm::exchange
 
 #endif  // ISOTHERM_COMMON_EXCHANGE_DESCRIPTOR_H_

@@ -103,7 +103,9 @@ Region::Slot Region::slot(uint32_t sequence) const {
       .masks = reinterpret_cast<uint64_t*>(slot + layout_.masks),
       .gate_values = geometry_.gate_values ? reinterpret_cast<float*>(slot + layout_.gate_values) : nullptr,
       .answer = reinterpret_cast<Descriptor*>(slot + layout_.answer),
-      .y = reinterpret_cast<float*>(slot + layout_.y)};
+      .y = reinterpret_cast<float*>(slot + layout_.y),
+      .expected = reinterpret_cast<Expectation*>(slot + layout_.expected),
+      .expected_mask = reinterpret_cast<uint64_t*>(slot + layout_.expected + sizeof(Expectation))};
 }
 
 void Region::Fail() {

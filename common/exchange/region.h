@@ -28,6 +28,8 @@ class Region {
     float* gate_values;  // null where the geometry has none
     Descriptor* answer;
     float* y;
+    Expectation* expected;
+    uint64_t* expected_mask;
   };
 
   // A new file in `directory` with a name nobody can guess, readable and writable by this user alone, its

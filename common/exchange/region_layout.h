@@ -17,10 +17,14 @@
 // its sequence number (payload and descriptor), then stores the sequence number to the request doorbell with
 // release; the server loads it with acquire, computes, fills the answer half of the slot, then stores the
 // same number to the answer doorbell with release.
+//
+// Between two requests the client may say what it expects the next one to ask for: it fills `expected` in the
+// slot of that request and stores its sequence number to the expectation doorbell. The server may fetch the
+// neurons into its caches meanwhile; nothing depends on it.
 namespace isotherm::exchange {
 
 inline constexpr uint64_t kRegionMagic = 0x6d72'6568'746f'7369;  // "isotherm" as bytes
-inline constexpr uint32_t kRegionLayoutVersion = 1;
+inline constexpr uint32_t kRegionLayoutVersion = 2;
 inline constexpr int64_t kRegionHeaderBytes = 4096;
 
 struct RegionHeader {
@@ -43,13 +47,15 @@ struct RegionHeader {
   alignas(kCacheLine) uint32_t failed;            // either: 1 for ever once the region is dead
   alignas(kCacheLine) uint32_t server_parked;     // futex words, see doorbell.h
   alignas(kCacheLine) uint32_t client_parked;
+  alignas(kCacheLine) uint32_t expectation_doorbell;  // client: sequence of the request expected
 };
-static_assert(sizeof(RegionHeader) == 7 * kCacheLine && std::is_trivially_copyable_v<RegionHeader>);
+static_assert(sizeof(RegionHeader) == 8 * kCacheLine && std::is_trivially_copyable_v<RegionHeader>);
 static_assert(sizeof(RegionHeader) <= kRegionHeaderBytes);
 static_assert(offsetof(RegionHeader, request_doorbell) == 64 &&
               offsetof(RegionHeader, answer_doorbell) == 128);
 static_assert(offsetof(RegionHeader, step_open) == 192 && offsetof(RegionHeader, failed) == 256);
 static_assert(offsetof(RegionHeader, server_parked) == 320 && offsetof(RegionHeader, client_parked) == 384);
+static_assert(offsetof(RegionHeader, expectation_doorbell) == 448);
 
 // Offsets inside a slot and the sizes that follow. The geometry has passed CheckGeometry.
 struct RegionLayout {
@@ -58,6 +64,7 @@ struct RegionLayout {
   int64_t gate_values = 0;  // F32, at most rows * ffn; equal to `answer` where the geometry has none
   int64_t answer = 0;       // Descriptor
   int64_t y = 0;            // F32 [rows, hidden]
+  int64_t expected = 0;     // Expectation, then u64 [MaskWords(ffn)]: cold neurons that some row will want
   int64_t slot_bytes = 0;
   int64_t region_bytes = 0;  // whole pages
 };
@@ -73,7 +80,10 @@ constexpr RegionLayout MakeRegionLayout(const Geometry& geometry, uint32_t slots
   layout.gate_values = layout.masks + masks;
   layout.answer = layout.gate_values + gates;
   layout.y = layout.answer + static_cast<int64_t>(sizeof(Descriptor));
-  layout.slot_bytes = layout.y + activations;
+  layout.expected = layout.y + activations;
+  layout.slot_bytes = layout.expected + base::RoundUp(static_cast<int64_t>(sizeof(Expectation)) +
+                                                          neuron::MaskWords(geometry.ffn) * 8,
+                                                      kCacheLine);
   layout.region_bytes = kRegionHeaderBytes + base::RoundUp(layout.slot_bytes * slots, kRegionHeaderBytes);
   return layout;
 }

@@ -41,6 +41,10 @@ class Session {
   // may lie where the peer can still write. Fills y and returns the answer's descriptor.
   absl::StatusOr<Descriptor> Execute(const Descriptor& descriptor, const ServerRequest& request, float* y);
 
+  void OnExpectation(int64_t layer, const uint64_t* mask, absl::FunctionRef<bool()> stop) {
+    executor_->OnExpectation(layer, mask, stop);
+  }
+
   // Tells the executor about a change.
   void SetStep(StepState state);
   StepState step() const { return step_; }

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/exchange/doorbell.h"
+#include "common/neuron/mask.h"
 
 namespace isotherm::exchange {
 namespace {
@@ -34,6 +35,15 @@ void ShmClient::BeginStep(uint64_t) {
 
 // Wakes nobody: while a step is open the server looks again every millisecond.
 void ShmClient::EndStep() { StoreWord(&region_->header()->step_open, 0); }
+
+// The slot of the next request is free: the answer to the one before was taken when the last was sent.
+void ShmClient::Expect(int64_t layer, const uint64_t* mask) {
+  const uint32_t expected = sequence() + 1;
+  const Region::Slot slot = region_->slot(expected);
+  *slot.expected = {.layer = static_cast<uint32_t>(layer)};
+  std::copy_n(mask, neuron::MaskWords(geometry_.ffn), slot.expected_mask);
+  StoreWord(&region_->header()->expectation_doorbell, expected);
+}
 
 RequestBuffers ShmClient::Prepare(const Descriptor& request) {
   const Region::Slot slot = region_->slot(request.sequence);

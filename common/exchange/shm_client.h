@@ -21,6 +21,7 @@ class ShmClient final : public ClientChannel {
   void BeginStep(uint64_t step) override;
   void RingFromDevice() override { device_rings_ = true; }
   void EndStep() override;
+  void Expect(int64_t layer, const uint64_t* mask) override;
   std::optional<SharedMemory> shared_memory() const override {
     return SharedMemory{region_->header(), region_->bytes(), geometry_, generation_, timeout_};
   }

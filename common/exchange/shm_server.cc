@@ -1,6 +1,7 @@
 #include "common/exchange/shm_server.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -51,7 +52,7 @@ absl::Status ShmServer::AwaitRequest() {
   while (true) {
     const StepState step = session_->step();
     const auto ready = [&] {
-      return LoadWord(&header->request_doorbell) != answered_ || LoadStep(header) != step ||
+      return LoadWord(&header->request_doorbell) != answered_ || LoadStep(header) != step || Expects() ||
              region_->failed();
     };
     const int64_t slice_ns = step == StepState::kClosed ? slice_ns_ : std::min(slice_ns_, kOpenStepSliceNs);
@@ -64,9 +65,33 @@ absl::Status ShmServer::AwaitRequest() {
       return absl::InvalidArgumentError(
           absl::StrCat("exchange request: the doorbell jumped from ", answered_, " to ", rung));
     }
-    // A step that has just opened or closed is worth another spin; a slice that ran out is not.
-    spin_ns = session_->step() != step ? full_spin_ns() : 0;
+    const bool expects = Expects();
+    if (expects) PassOnExpectation();
+    // A step that has just opened or closed and a request announced are worth another spin; a slice that ran
+    // out is not.
+    spin_ns = expects || session_->step() != step ? full_spin_ns() : 0;
   }
+}
+
+bool ShmServer::Expects() const {
+  const uint32_t expected = LoadWord(&region_->header()->expectation_doorbell);
+  return expected == answered_ + 1 && expected != expected_;
+}
+
+// Whatever it says can only waste time: a layer that does not exist is left alone, bits that no neuron has
+// are dropped.
+void ShmServer::PassOnExpectation() {
+  expected_ = answered_ + 1;
+  const Geometry& geometry = region_->geometry();
+  const Region::Slot slot = region_->slot(expected_);
+  const int64_t layer = std::atomic_ref<uint32_t>(slot.expected->layer).load(std::memory_order_relaxed);
+  if (layer >= geometry.layers) return;
+  const int64_t words = neuron::MaskWords(geometry.ffn);
+  std::memcpy(masks_.data(), slot.expected_mask, static_cast<size_t>(words) * sizeof(uint64_t));
+  if (geometry.ffn % 64 != 0) masks_[words - 1] &= (uint64_t{1} << (geometry.ffn % 64)) - 1;
+  session_->OnExpectation(layer, masks_.data(), [this] {
+    return LoadWord(&region_->header()->request_doorbell) != answered_ || region_->failed();
+  });
 }
 
 absl::Status ShmServer::Answer() {

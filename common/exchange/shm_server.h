@@ -23,6 +23,10 @@ class ShmServer {
   // OK with a request to answer, or with a failed region.
   absl::Status AwaitRequest();
   absl::Status Answer();
+  // What the client expects of the next request is new.
+  bool Expects() const;
+  // Tells the executor, until the request comes.
+  void PassOnExpectation();
 
   Region* const region_;
   Session* const session_;
@@ -30,7 +34,8 @@ class ShmServer {
   const int64_t device_spin_ns_;
   const int64_t slice_ns_;
   uint32_t answered_ = 0;        // sequence of the last answer
-  std::vector<uint64_t> masks_;  // the request's, out of the peer's reach
+  uint32_t expected_ = 0;        // sequence of the last expectation passed on
+  std::vector<uint64_t> masks_;  // the request's or the expectation's, out of the peer's reach
 };
 
 // Names the region to the client, waits until it is mapped and serves it until the stream ends.

@@ -1,8 +1,10 @@
 #include "cpu_worker/execute/neuron_executor.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/time/clock.h"
+#include "common/neuron/mask.h"
 
 namespace isotherm::cpu_worker {
 
@@ -15,6 +17,10 @@ NeuronExecutor::Metrics NeuronExecutor::MakeMetrics() {
                               "Neurons computed, once for each token row that asked."),
           registry.GetCounter("isotherm_cpu_worker_neurons_active_total",
                               "Of the neurons computed, those whose activation was not zero."),
+          registry.GetCounter("isotherm_cpu_worker_neurons_expected_total",
+                              "Neurons fetched into caches before they were asked for."),
+          registry.GetCounter("isotherm_cpu_worker_neurons_expected_rightly_total",
+                              "Of these, neurons that were then asked for."),
           registry.GetHistogram("isotherm_cpu_worker_exchange_compute_seconds",
                                 "Time to compute one exchange, without its transport.",
                                 observe::ExchangeBuckets())};
@@ -54,6 +60,7 @@ absl::StatusOr<exchange::ServerAnswer> NeuronExecutor::Execute(const exchange::S
   metrics_.rows.Add(static_cast<double>(ffn.rows));
   metrics_.computed.Add(static_cast<double>(statistics.computed));
   metrics_.active.Add(static_cast<double>(statistics.active));
+  CountExpected(request);
   return exchange::ServerAnswer{statistics.computed, statistics.active};
 }
 
@@ -66,6 +73,25 @@ void NeuronExecutor::OnStep(exchange::StepState state) {
   pool_->SetSpin(state == exchange::StepState::kOpenOnDevice ? spin_.device_us : spin_.usual_us);
   // Wakes the members, which then spin for the step's first exchange.
   if (open) pool_->Run([](int) {});
+}
+
+void NeuronExecutor::OnExpectation(int64_t layer, const uint64_t* mask, absl::FunctionRef<bool()> stop) {
+  expected_layer_ = layer;
+  expected_.assign(mask, mask + neuron::MaskWords(model_.ffn));
+  ffn_.Prefetch(store_->View(layer), mask, stop);
+}
+
+void NeuronExecutor::CountExpected(const exchange::ServerRequest& request) {
+  if (std::exchange(expected_layer_, -1) != request.header.layer) return;
+  const int64_t words = neuron::MaskWords(model_.ffn);
+  int64_t rightly = 0;
+  for (int64_t w = 0; w < words; ++w) {
+    uint64_t asked = 0;
+    for (int64_t row = 0; row < request.header.rows; ++row) asked |= request.masks[row * words + w];
+    rightly += __builtin_popcountll(asked & expected_[w]);
+  }
+  metrics_.expected.Add(static_cast<double>(neuron::CountBits(expected_.data(), words)));
+  metrics_.expected_rightly.Add(static_cast<double>(rightly));
 }
 
 std::vector<std::vector<uint64_t>> NeuronExecutor::Firings() const {

@@ -37,6 +37,7 @@ class NeuronExecutor final : public exchange::Executor {
 
   absl::StatusOr<exchange::ServerAnswer> Execute(const exchange::ServerRequest& request, float* y) override;
   void OnStep(exchange::StepState state) override;
+  void OnExpectation(int64_t layer, const uint64_t* mask, absl::FunctionRef<bool()> stop) override;
 
   // How often each neuron was active, [layers][ffn], since the last call of ClearFirings. Both wait for the
   // exchange in progress.
@@ -52,10 +53,12 @@ class NeuronExecutor final : public exchange::Executor {
 
  private:
   struct Metrics {
-    observe::Counter exchanges, rows, computed, active;
+    observe::Counter exchanges, rows, computed, active, expected, expected_rightly;
     observe::Histogram seconds;
   };
   static Metrics MakeMetrics();
+  // Whether the last expectation was right, by what the request after it asks for.
+  void CountExpected(const exchange::ServerRequest& request);
 
   const Store* const store_;
   const model::Hyperparameters model_;
@@ -63,6 +66,9 @@ class NeuronExecutor final : public exchange::Executor {
   const Spin spin_;
   const Metrics metrics_;
   neuron::FfnExecutor ffn_;
+  // The last expectation, until the request after it.
+  int64_t expected_layer_ = -1;
+  std::vector<uint64_t> expected_;
 
   // Held over an exchange: its threads count without locks.
   mutable base::Mutex firings_mutex_;

@@ -90,6 +90,7 @@ CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, int64
       context_bytes_(context_bytes),
       graphs_enabled_(options.graphs),
       stream_rows_(options.stream_rows),
+      look_ahead_(options.look_ahead),
       loader_pool_({.threads = options.loader_threads}),
       stream_(std::move(stream)),
       cublas_(std::move(cublas)),

@@ -44,6 +44,7 @@ class CudaDevice final : public Device {
   absl::StatusOr<int64_t> AvailableMemory() const override;
   int64_t WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const override;
   int64_t OwnBytes(const FfnParameters& ffn, int64_t max_rows) const override;
+  int64_t allocation_unit() const override { return int64_t{2} << 20; }
   bool embeds_from_host() const override { return true; }
   absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;
   void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) override;
@@ -76,6 +77,8 @@ class CudaDevice final : public Device {
                     absl::FunctionRef<absl::Status(const float*, uint64_t*)> fill) override;
   void SendCold(const FfnCall& call, const HotLayer& hot) override;
   void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) override;
+  bool looks_ahead(int64_t rows) const override;
+  void ExpectCold(const FfnCall& call, const HotLayer& hot) override;
   void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) override;
   PassStatistics TakeStatistics() override;
   FiringCounts TakeFirings() override;
@@ -160,6 +163,7 @@ class CudaDevice final : public Device {
   const int64_t context_bytes_;  // context and cuBLAS
   const bool graphs_enabled_;
   const int64_t stream_rows_;
+  const bool look_ahead_;
   base::ThreadPool loader_pool_;
   cuda::Stream stream_;
   std::unique_ptr<cuda::Cublas> cublas_;

@@ -23,8 +23,10 @@ ExchangeRegion MapRegion(uint8_t* base, const exchange::SharedMemory& memory) {
   region.gate_values = layout.gate_values;
   region.answer = layout.answer;
   region.y = layout.y;
+  region.expected = layout.expected;
   region.request_doorbell = word(offsetof(exchange::RegionHeader, request_doorbell));
   region.answer_doorbell = word(offsetof(exchange::RegionHeader, answer_doorbell));
+  region.expectation_doorbell = word(offsetof(exchange::RegionHeader, expectation_doorbell));
   region.failed = word(offsetof(exchange::RegionHeader, failed));
   region.generation = memory.generation;
   region.timeout_ns =
@@ -91,6 +93,13 @@ cudaError_t DirectExchange::Send(const FfnCall& call, const uint64_t* hot_mask, 
   made.hot_mask = hot_mask;
   made.gate_offsets = static_cast<uint32_t*>(gate_offsets_.get());
   return SendCold(region_, made, state(), stream);
+}
+
+cudaError_t DirectExchange::Expect(const FfnCall& call, const uint64_t* hot_mask, const FfnParameters& ffn,
+                                   cudaStream_t stream) {
+  ExchangeCall made = MakeCall(call, ffn);
+  made.hot_mask = hot_mask;
+  return ExpectCold(region_, made, state(), stream);
 }
 
 cudaError_t DirectExchange::Merge(const FfnCall& call, const FfnParameters& ffn, float* y,

@@ -27,6 +27,8 @@ class DirectExchange {
   absl::Status BeginPass(uint64_t step, uint64_t placement_epoch, cudaStream_t stream);
   cudaError_t Send(const FfnCall& call, const uint64_t* hot_mask, const FfnParameters& ffn,
                    cudaStream_t stream);
+  cudaError_t Expect(const FfnCall& call, const uint64_t* hot_mask, const FfnParameters& ffn,
+                     cudaStream_t stream);
   cudaError_t Merge(const FfnCall& call, const FfnParameters& ffn, float* y, cudaStream_t stream);
   // Enqueues the way back of what became of them; call Finish once the stream is idle.
   absl::Status EndPass(cudaStream_t stream);

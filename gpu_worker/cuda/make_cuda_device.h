@@ -21,6 +21,8 @@ struct CudaDeviceOptions {
   // Passes of at least so many rows bring cold neurons over from a CPU worker that shares them instead of
   // having it compute them. 0: never.
   int64_t stream_rows = kDefaultStreamRows;
+  // Tell the CPU worker a layer early what it will probably be asked for.
+  bool look_ahead = true;
   // Time the operators of decode passes and log the times when the device goes.
   bool time_operators = false;
 };

@@ -88,6 +88,14 @@ absl::Status CudaDevice::SendColdThroughHost(const FfnCall& call, const HotLayer
   return SendColdHalf(*channel_, step_, placement_epoch_, on_host, hot_mask, ffn_);
 }
 
+bool CudaDevice::looks_ahead(int64_t rows) const {
+  return look_ahead_ && direct_ != nullptr && rows <= cuda::kSparseRows;
+}
+
+void CudaDevice::ExpectCold(const FfnCall& call, const HotLayer& hot) {
+  Enqueue("expecting cold neurons", [&] { return direct_->Expect(call, hot.hot_mask, ffn_, stream()); });
+}
+
 void CudaDevice::MergeCold(const FfnCall& call, const HotLayer& hot, float* y) {
   if (streaming_ && hot.count < ffn_.ffn) {
     if (failure_.ok()) Latch(StreamColdFfn(call, hot, y));

@@ -187,6 +187,8 @@ class Device {
   // What a budget of device memory has to pay for beside buffers: context, kernels, graphs and the workspace
   // above.
   virtual int64_t OwnBytes(const FfnParameters& ffn, int64_t max_rows) const { return 0; }
+  // Allocations that are not small are rounded up to so many bytes.
+  virtual int64_t allocation_unit() const { return 1; }
   // Memory for MemoryPurpose::kEmbedding is the host's: a few rows of it are read in a pass, so that it is
   // not worth a budget of device memory.
   virtual bool embeds_from_host() const { return false; }
@@ -253,6 +255,11 @@ class Device {
   virtual void SendCold(const FfnCall& call, const HotLayer& hot) = 0;
   // y = the hot neurons' part.
   virtual void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) = 0;
+  // Tells the CPU worker which neurons the next layer that it computes for will probably ask it for: of
+  // call.masks [rows, MaskWords(ffn)] those that are not hot. After SendCold and before MergeCold, where
+  // looks_ahead(rows).
+  virtual bool looks_ahead(int64_t rows) const { return false; }
+  virtual void ExpectCold(const FfnCall& call, const HotLayer& hot) {}
   // y += the CPU worker's part. Bounded: a lost worker latches Unavailable.
   virtual void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) = 0;
 

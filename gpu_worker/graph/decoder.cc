@@ -189,6 +189,8 @@ absl::Status Decoder::AllocateWorkspace(const RunnerOptions& options) {
       {&logits_, is_last() ? (options.max_decode_rows + kScoreRows) * h_.vocabulary : 0},
       {&log_probabilities_, is_last() ? rows : 0},
       {&masks_, rows * neuron::MaskWords(h_.ffn) * 2},
+      {&expected_input_, kLookAheadRows * h_.hidden},
+      {&expected_masks_, kLookAheadRows * neuron::MaskWords(h_.ffn) * 2},
   };
   for (const auto& [buffer, floats] : wanted) {
     ISOTHERM_ASSIGN_OR_RETURN(
@@ -289,7 +291,27 @@ FfnCall Decoder::EnqueueColdFfn(int64_t index, int64_t rows) {
 void Decoder::EnqueueHotFfn(const FfnCall& call) {
   const HotLayer& hot = layers_[call.layer].hot;
   device_.HotFfn(call, hot, ffn_.as<float>());
+  EnqueueExpectation(call.layer + 1, call.rows);
   device_.MergeCold(call, hot, ffn_.as<float>());
+}
+
+// What the layer will probably want of the CPU worker, from the residual before the FFN of the layer before
+// it: each layer changes the residual a little only. Costs nothing while the CPU worker is awaited.
+void Decoder::EnqueueExpectation(int64_t index, int64_t rows) {
+  if (index == range_.end || rows > kLookAheadRows || !device_.looks_ahead(rows) ||
+      !predictor_->looks_ahead()) {
+    return;
+  }
+  const LayerWeights& layer = layers_[index];
+  if (layer.hot.count == h_.ffn || layers_[index - 1].hot.count == h_.ffn) return;
+  device_.Normalize(layer.ffn_norm.view, residual_.as<float>(), rows, h_.hidden, expected_input_.as<float>());
+  predictor_->Enqueue(device_, index, residual_.as<float>(), expected_input_.as<float>(), rows,
+                      {expected_masks_.as<uint64_t>(), scores_.as<float>()});
+  FfnCall call;
+  call.layer = index;
+  call.rows = rows;
+  call.masks = expected_masks_.as<uint64_t>();
+  device_.ExpectCold(call, layer.hot);
 }
 
 void Decoder::EnqueueHead(const Pass& pass) {

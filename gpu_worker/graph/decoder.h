@@ -83,6 +83,7 @@ class Decoder {
   void EnqueueAttention(const LayerWeights& layer, int64_t rows);
   FfnCall EnqueueColdFfn(int64_t index, int64_t rows);
   void EnqueueHotFfn(const FfnCall& call);
+  void EnqueueExpectation(int64_t index, int64_t rows);
   void EnqueueHead(const Pass& pass);
 
   const model::Hyperparameters h_;
@@ -96,7 +97,7 @@ class Decoder {
   kernels::RopeTable rope_;
   // Workspace, named for what it holds. `normed_` is attention's input, then its output.
   Buffer residual_, normed_, q_, k_, v_, attention_, ffn_input_, ffn_, scores_, masks_, gathered_, logits_,
-      log_probabilities_;
+      log_probabilities_, expected_input_, expected_masks_;
 };
 
 }  // namespace isotherm::gpu_worker

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/round_up.h"
 #include "common/base/status_macros.h"
 #include "common/neuron/bundle.h"
 #include "common/neuron/mask.h"
@@ -65,14 +66,32 @@ int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& opt
   const int64_t rows = options.max_rows();
   const int64_t query = h.heads * h.head_dim;
   const int64_t key = h.kv_heads * h.head_dim;
-  // residual, normed, FFN input and output, gathered rows | q, attention | k, v | scores
-  const int64_t floats = rows * (5 * h.hidden + 2 * query + 2 * key + h.ffn) + h.rope_dims / 2;
-  const int64_t masks = (rows + layers) * neuron::MaskWords(h.ffn) * 8;
+  // residual, normed, FFN input and output, gathered rows | q, attention | k, v | scores | expected input
+  const int64_t floats =
+      rows * (5 * h.hidden + 2 * query + 2 * key + h.ffn) + kLookAheadRows * h.hidden + h.rope_dims / 2;
+  const int64_t masks = (rows + kLookAheadRows + layers) * neuron::MaskWords(h.ffn) * 8;
   return floats * static_cast<int64_t>(sizeof(float)) + masks + options.hot_staging_bytes;
 }
 
 PredictorOptions PredictorOf(const RunnerOptions& options) {
   return {options.predictor, options.predictor_threshold_shift, options.max_rows()};
+}
+
+// What a layer's larger allocations lose to being rounded up. How many neurons are hot is not known yet: half
+// a unit, which is what it is on average.
+int64_t RoundingBytes(const model::Layer& layer, const model::Hyperparameters& h,
+                      const RunnerOptions& options, int64_t unit) {
+  const auto lost = [unit](int64_t bytes) {
+    return bytes < unit / 2 ? 0 : base::RoundUp(bytes, unit) - bytes;
+  };
+  int64_t bytes = unit / 2 + lost(KvBytesOfLayer(h, options));
+  for (const model::Affine* projection : {&layer.q, &layer.k, &layer.v, &layer.attention_output}) {
+    bytes += lost(DeviceMatrixBytes(projection->weight));
+  }
+  if (options.predictor == PredictorKind::kLowRank && layer.predictor.has_value()) {
+    bytes += lost(DeviceMatrixBytes(layer.predictor->a)) + lost(DeviceMatrixBytes(layer.predictor->b));
+  }
+  return bytes;
 }
 
 // All that a device holds but its hot neurons.
@@ -87,6 +106,7 @@ absl::StatusOr<StagePlan> PlanDenseParts(const model::Model& model, const Runner
   if (last) At(plan, MemoryPurpose::kHead) = HeadBytes(model);
   for (int64_t l = layers.begin; l < layers.end; ++l) {
     At(plan, MemoryPurpose::kAttention) += AttentionBytes(model.layers()[l]);
+    At(plan, MemoryPurpose::kDevice) += RoundingBytes(model.layers()[l], h, options, device.allocation_unit);
   }
   At(plan, MemoryPurpose::kKvCache) = layers.count() * KvBytesOfLayer(h, options);
   ISOTHERM_ASSIGN_OR_RETURN(At(plan, MemoryPurpose::kPredictor),

@@ -47,6 +47,9 @@ struct RunnerOptions {
   int64_t kv_blocks() const { return kv_tokens / kv_block_size; }
 };
 
+// Most rows of a pass whose next layer's neurons are announced to the CPU worker.
+inline constexpr int64_t kLookAheadRows = 16;
+
 // Rows of logits kept at once while log-probabilities are computed.
 inline constexpr int64_t kScoreRows = 64;
 
@@ -79,6 +82,7 @@ struct PlacementSource {
 struct DeviceMemoryTraits {
   int64_t own_bytes = 0;  // Device::OwnBytes
   bool embeds_from_host = false;
+  int64_t allocation_unit = 1;  // Device::allocation_unit
 };
 
 // What a model may be divided over.

@@ -17,7 +17,9 @@
 namespace isotherm::gpu_worker {
 
 HostDevice::HostDevice(const HostDeviceOptions& options)
-    : pool_({.threads = options.threads, .spin_us = options.spin_us}), attention_scratch_(options.threads) {}
+    : pool_({.threads = options.threads, .spin_us = options.spin_us}),
+      look_ahead_(options.look_ahead),
+      attention_scratch_(options.threads) {}
 
 HostDevice::~HostDevice() = default;
 

@@ -15,6 +15,9 @@ namespace isotherm::gpu_worker {
 struct HostDeviceOptions {
   int threads = 1;
   int spin_us = 0;
+  // Tell the CPU worker a layer early what it will probably be asked for: of use where the two do not share a
+  // memory bus.
+  bool look_ahead = false;
 };
 
 // Device `host`: every operator runs at once on the CPU kernels. The reference for the CUDA device, and what
@@ -68,6 +71,8 @@ class HostDevice : public Device {
                     absl::FunctionRef<absl::Status(const float*, uint64_t*)> fill) override;
   void SendCold(const FfnCall& call, const HotLayer& hot) override;
   void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) override;
+  bool looks_ahead(int64_t rows) const override;
+  void ExpectCold(const FfnCall& call, const HotLayer& hot) override;
   void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) override;
   PassStatistics TakeStatistics() override;
   FiringCounts TakeFirings() override;
@@ -81,6 +86,7 @@ class HostDevice : public Device {
   }
 
   base::ThreadPool pool_;
+  const bool look_ahead_;
   FfnParameters ffn_;
   std::unique_ptr<neuron::FfnExecutor> executor_;
   exchange::Channel* channel_ = nullptr;

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/neuron/mask.h"
 #include "gpu_worker/device/cold_half.h"
 #include "gpu_worker/host/host_device.h"
 
@@ -37,6 +38,21 @@ void HostDevice::HotFfn(const FfnCall& call, const HotLayer& hot, float* y) {
   const neuron::FfnStatistics done = executor_->Run(view, request, y);
   statistics_.layers[call.layer].hot_computed += done.computed;
   statistics_.layers[call.layer].active += done.active;
+}
+
+bool HostDevice::looks_ahead(int64_t rows) const {
+  return look_ahead_ && channel_ != nullptr && rows <= neuron::kSparseRows;
+}
+
+void HostDevice::ExpectCold(const FfnCall& call, const HotLayer& hot) {
+  if (!failure_.ok()) return;
+  const int64_t words = neuron::MaskWords(ffn_.ffn);
+  for (int64_t w = 0; w < words; ++w) {
+    hot_masks_[w] = 0;
+    for (int64_t row = 0; row < call.rows; ++row) hot_masks_[w] |= call.masks[row * words + w];
+    hot_masks_[w] &= ~hot.hot_mask[w];
+  }
+  channel_->Expect(call.layer, hot_masks_.data());
 }
 
 void HostDevice::MergeCold(const FfnCall& call, const HotLayer& hot, float* y) {

@@ -11,6 +11,7 @@ namespace isotherm::gpu_worker::cuda {
 namespace {
 
 using ::isotherm::exchange::Descriptor;
+using ::isotherm::exchange::Expectation;
 using ::isotherm::exchange::kSlots;
 using SystemWord = ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_system>;
 
@@ -112,6 +113,26 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (threadIdx.x != 0) return;
   if (atomicAdd(&state->blocks_done, 1u) == gridDim.x - 1) Ring(region, call, sequence, slot, state);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    ExpectColdKernel(ExchangeRegion region, ExchangeCall call, ExchangeState* state) {
+  JoinChain();
+  if (state->failure != ExchangeFailure::kNone) return;
+  const uint32_t sequence = state->sequence + 1;
+  auto* const expected = reinterpret_cast<Expectation*>(Slot(region, sequence) + region.expected);
+  auto* const mask = reinterpret_cast<uint64_t*>(expected + 1);
+  const int64_t words = neuron::MaskWords(call.ffn);
+  for (int64_t w = threadIdx.x; w < words; w += kThreads) {
+    uint64_t bits = 0;
+    for (int64_t row = 0; row < call.rows; ++row) bits |= ColdWord(call, words, row * words + w);
+    mask[w] = bits;
+  }
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  expected->layer = call.layer;
+  SystemWord(*region.expectation_doorbell).store(sequence, ::cuda::memory_order_release);
 }
 
 __device__ bool Echoes(const Descriptor& answer, const ExchangeRegion& region, const ExchangeCall& call,
@@ -240,6 +261,11 @@ cudaError_t SendCold(const ExchangeRegion& region, const ExchangeCall& call, Exc
   const int64_t blocks = std::min(kMostBlocks, CeilDiv(call.rows * call.hidden, kBlockFloats));
   return LaunchChained(SendColdKernel, static_cast<unsigned>(blocks), kThreads, 0, stream, region, call,
                        state);
+}
+
+cudaError_t ExpectCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
+                       cudaStream_t stream) {
+  return LaunchChained(ExpectColdKernel, 1, kThreads, 0, stream, region, call, state);
 }
 
 cudaError_t MergeCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,

@@ -15,9 +15,10 @@ struct ExchangeRegion {
   uint8_t* slots = nullptr;
   int64_t slot_bytes = 0;
   // Offsets inside a slot.
-  int64_t x = 0, masks = 0, gate_values = 0, answer = 0, y = 0;
+  int64_t x = 0, masks = 0, gate_values = 0, answer = 0, y = 0, expected = 0;
   uint32_t* request_doorbell = nullptr;
   uint32_t* answer_doorbell = nullptr;
+  uint32_t* expectation_doorbell = nullptr;
   const uint32_t* failed = nullptr;
   uint64_t generation = 0;
   uint64_t timeout_ns = 0;
@@ -64,6 +65,10 @@ struct ExchangeCall {
 // last block rings.
 cudaError_t SendCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
                      cudaStream_t stream);
+// Writes the union of the rows' cold bits into the slot of the request after the last one rung, of which
+// call.layer is the layer, and rings the other doorbell.
+cudaError_t ExpectCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
+                       cudaStream_t stream);
 // One thread polls, bounded by the region's time-out; then y [rows, hidden] += the answer.
 cudaError_t MergeCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
                       ExchangeRecord* record, float* y, cudaStream_t stream);

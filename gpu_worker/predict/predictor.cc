@@ -23,6 +23,7 @@ class AllPredictor final : public Predictor {
   std::string name() const override { return "all"; }
   bool exact() const override { return true; }
   bool dense() const override { return true; }
+  bool looks_ahead() const override { return false; }
   void Enqueue(Device& device, int64_t, const float*, const float*, int64_t rows,
                const Prediction& out) override {
     device.MaskAll(rows, out.masks);

@@ -31,6 +31,8 @@ class Predictor {
   // Compute up and down whatever the gate says.
   virtual bool dense() const { return false; }
   virtual bool yields_gate() const { return false; }
+  // Whether it may be asked a layer early, too, for what is only an expectation.
+  virtual bool looks_ahead() const { return true; }
   // `residual` is the hidden state before the FFN norm (with parallel attention the layer's input),
   // `ffn_input` after it; [rows, hidden] both.
   virtual void Enqueue(Device& device, int64_t layer, const float* residual, const float* ffn_input,

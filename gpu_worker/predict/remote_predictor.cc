@@ -62,6 +62,7 @@ class RemotePredictor final : public Predictor {
     return lost_ ? "all (predictor lost)" : absl::StrCat("remote:", description_.name());
   }
   bool exact() const override { return lost_ || description_.exact(); }
+  bool looks_ahead() const override { return false; }
 
   void Enqueue(Device& device, int64_t layer, const float* residual, const float* ffn_input, int64_t rows,
                const Prediction& out) override {

@@ -183,7 +183,8 @@ absl::Status Engine::Plan(const EngineOptions& options, EngineDevices devices) {
   }
   const int64_t max_rows = runner_options_.max_rows();
   const auto traits = [&](const Device& device) {
-    return DeviceMemoryTraits{device.OwnBytes(MakeFfnParameters(h), max_rows), device.embeds_from_host()};
+    return DeviceMemoryTraits{device.OwnBytes(MakeFfnParameters(h), max_rows), device.embeds_from_host(),
+                              device.allocation_unit()};
   };
   PlanDevices on{.devices = {}, .offload_to = std::nullopt};
   for (const std::unique_ptr<Device>& device : devices.devices) on.devices.push_back(traits(*device));

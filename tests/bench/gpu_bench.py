@@ -25,7 +25,7 @@ class Servers:
         self.folder = folder
         self.gateway = f"unix:{folder}/gateway.sock"
         self.processes = []
-        gpu = [f"--device={device}", f"--kv-tokens={options.context * options.sequences}", f"--ctx={options.context}",
+        gpu = [f"--device={device}", f"--kv-tokens={options.kv_tokens}", f"--ctx={options.context}",
                f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}", f"--kv-type={options.kv_type}",
                "--nosave-profile"]
         if options.stream_rows is not None:
@@ -34,8 +34,9 @@ class Servers:
             gpu.append(f"--devices={options.devices}")
         if budget := budget_of(options, device):
             gpu += [f"--vram-budget={budget}", f"--cpu-worker=unix:{folder}/cpu.sock"]
-            self._start(options, "cpu_worker", f"--listen=unix:{folder}/cpu.sock", f"--threads={options.threads}")
-        self._start(options, "gpu_worker", f"--listen=unix:{folder}/gpu.sock", *gpu, *flags)
+            self._start(options, "cpu_worker", f"--listen=unix:{folder}/cpu.sock", f"--threads={options.threads}",
+                        *options.cpu_worker_flag)
+        self._start(options, "gpu_worker", f"--listen=unix:{folder}/gpu.sock", *gpu, *flags, *options.gpu_worker_flag)
         self._start(options, "gateway", f"--listen={self.gateway}", f"--worker=unix:{folder}/gpu.sock")
 
     def _start(self, options: argparse.Namespace, name: str, *flags: str) -> None:
@@ -62,9 +63,8 @@ def budget_of(options: argparse.Namespace, device: str) -> float:
         return float(options.vram_budget)
     refused = subprocess.run(
         [options.bin / "gpu_worker", f"--model={options.model}", f"--device={device}", "--vram-budget=0.001",
-         "--listen=127.0.0.1:0", "--metrics-listen=", f"--kv-tokens={options.context * options.sequences}",
-         f"--ctx={options.context}", f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}",
-         f"--devices={options.devices}"],
+         "--listen=127.0.0.1:0", "--metrics-listen=", f"--kv-tokens={options.kv_tokens}", f"--ctx={options.context}",
+         f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}", f"--devices={options.devices}"],
         capture_output=True, text=True, check=False)
     least = re.search(r"need ([0-9.]+) GiB", refused.stdout + refused.stderr)
     if least is None:
@@ -197,7 +197,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prefill", type=int, nargs="*", default=[], help="also measure prompts of so many tokens")
     parser.add_argument("--stream-rows", type=int, help="of gpu_worker (default: its own)")
+    parser.add_argument("--gpu-worker-flag", action="append", default=[], help="one more for gpu_worker: --gpu-worker-flag=--look-ahead=off")
+    parser.add_argument("--cpu-worker-flag", action="append", default=[])
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--kv-tokens", type=int, help="that the KV cache holds (default: a context for each stream)")
     parser.add_argument("--sequences", type=int, default=1, help="streams at once; their tokens/s are added up")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="of the CPU worker")
     parser.add_argument("--repeats", type=int, default=3)
@@ -206,6 +209,7 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="fail unless device host gives the same text")
     parser.add_argument("--json", type=Path, help="append the result to this file, a line each")
     options = parser.parse_args()
+    options.kv_tokens = options.kv_tokens or options.context * options.sequences
 
     reference = measure(options, "host") if options.compare else None
     result = measure(options, "cuda")

@@ -47,7 +47,7 @@ class Servers:
             self._start(options, "cpu_worker", cores, f"--listen={address}", f"--threads={len(cores)}")
         self._start(options, "gpu_worker", gpu, f"--listen=unix:{folder}/gpu.sock", f"--threads={len(gpu)}", "--device=host",
                     f"--vram-budget={budget}", f"--predictor={options.predictor}",
-                    f"--kv-tokens={options.context * options.sequences}", f"--ctx={options.context}",
+                    f"--kv-tokens={options.kv_tokens}", f"--ctx={options.context}",
                     f"--max-decode-rows={options.sequences}", "--nosave-profile", f"--cpu-worker={','.join(addresses)}")
         self._start(options, "gateway", gpu, f"--listen={self.gateway}", f"--worker=unix:{folder}/gpu.sock")
 
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--wait", type=int, default=120, help="seconds for the model to load")
     parser.set_defaults(devices="")
     options = parser.parse_args()
+    options.kv_tokens = options.context * options.sequences
 
     cores = physical_cores()
     wanted = [int(count) for count in options.cores.split(",")] if options.cores else [

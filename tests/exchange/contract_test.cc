@@ -95,6 +95,26 @@ TEST_P(ContractTest, CarriesGateValuesAndTheDenseFlag) {
   }
 }
 
+TEST_P(ContractTest, SaysWhatToExpectWhereMemoryIsShared) {
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  const bool shared = GetParam() == Transport::kSharedMemory;
+  channel_->BeginStep(1);
+  // Also of a layer that is not asked for then.
+  for (int64_t layer = 0; layer < 3; ++layer) {
+    const std::vector<uint64_t> mask = {uint64_t{1} << layer, 63};
+    channel_->Expect(layer, mask.data());
+    absl::SleepFor(absl::Milliseconds(5));
+    EXPECT_EQ(Exchange({.step = 1, .layer = layer / 2, .rows = 2}), absl::OkStatus());
+    const std::vector<FakeExecutor::Expected> expected = executor_->TakeExpected();
+    ASSERT_EQ(expected.size(), shared ? 1 : 0);
+    if (!shared) continue;
+    EXPECT_EQ(expected[0].layer, layer);
+    EXPECT_EQ(expected[0].mask, mask);
+    EXPECT_TRUE(expected[0].request_came);
+  }
+  channel_->EndStep();
+}
+
 TEST_P(ContractTest, CarriesRowsWithoutNeurons) {
   ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
   Request request = RandomRequest(geometry_, {.rows = 2}, 1);

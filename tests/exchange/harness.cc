@@ -7,7 +7,9 @@
 #include <cstring>
 #include <deque>
 #include <filesystem>
+#include <utility>
 
+#include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/neuron/mask.h"
 
@@ -52,6 +54,19 @@ std::vector<std::string> TempDirectory::Files() const {
 
 absl::StatusOr<ServerAnswer> FakeExecutor::Execute(const ServerRequest& request, float* y) {
   return hook ? hook(request, y) : Answer(geometry_, request, y);
+}
+
+void FakeExecutor::OnExpectation(int64_t layer, const uint64_t* mask, absl::FunctionRef<bool()> stop) {
+  Expected expected{layer, std::vector<uint64_t>(mask, mask + neuron::MaskWords(geometry_.ffn)), false};
+  const absl::Time deadline = absl::Now() + absl::Seconds(10);
+  while (!(expected.request_came = stop()) && absl::Now() < deadline) absl::SleepFor(absl::Microseconds(50));
+  const std::lock_guard lock(mutex_);
+  expected_.push_back(std::move(expected));
+}
+
+std::vector<FakeExecutor::Expected> FakeExecutor::TakeExpected() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(expected_, {});
 }
 
 ServerAnswer FakeExecutor::Answer(const Geometry& geometry, const ServerRequest& request, float* y) {

@@ -41,6 +41,14 @@ class FakeExecutor final : public Executor {
     steps_on_device += state == StepState::kOpenOnDevice;
   }
 
+  void OnExpectation(int64_t layer, const uint64_t* mask, absl::FunctionRef<bool()> stop) override;
+  struct Expected {
+    int64_t layer;
+    std::vector<uint64_t> mask;
+    bool request_came;  // while it was waited for, for ten seconds at most
+  };
+  std::vector<Expected> TakeExpected();
+
   static ServerAnswer Answer(const Geometry& geometry, const ServerRequest& request, float* y);
 
   Hook hook;  // set before the server serves
@@ -48,6 +56,8 @@ class FakeExecutor final : public Executor {
 
  private:
   const Geometry geometry_;
+  std::mutex mutex_;
+  std::vector<Expected> expected_;
 };
 
 // A gRPC server in this process, on a Unix socket, with NeuronService.Exchange over an executor.

@@ -177,6 +177,40 @@ TEST_F(HostileClientTest, ADoorbellThatJumpsIsRefused) {
   EXPECT_THAT(std::string(error.message()), HasSubstr("the doorbell jumped from 0 to 3"));
 }
 
+TEST_F(HostileClientTest, ExpectationsThatCannotBeAreDropped) {
+  RawClient client(socket_, directory_.path(), Transport::kSharedMemory);
+  const uint64_t generation = client.region()->generation();
+  const auto expect = [&](uint32_t layer, uint32_t sequence) {
+    const Region::Slot slot = client.region()->slot(sequence);
+    *slot.expected = {.layer = layer};
+    std::fill_n(slot.expected_mask, 2, ~uint64_t{0});
+    StoreWord(&client.region()->header()->expectation_doorbell, sequence);
+    WakeParked(&client.region()->header()->server_parked);
+    absl::SleepFor(absl::Milliseconds(5));
+  };
+  const auto exchange = [&](uint32_t sequence) {
+    Descriptor descriptor = GoodDescriptor(generation);
+    descriptor.sequence = sequence;
+    client.Ring(descriptor, sequence);
+    const absl::Time deadline = absl::Now() + absl::Seconds(5);
+    while (LoadWord(&client.region()->header()->answer_doorbell) != sequence && absl::Now() < deadline) {
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    return LoadWord(&client.region()->header()->answer_doorbell) == sequence;
+  };
+  expect(/*layer=*/UINT32_MAX, 1);
+  EXPECT_TRUE(exchange(1));
+  expect(/*layer=*/0, 7);  // of a request far ahead
+  EXPECT_TRUE(exchange(2));
+  EXPECT_TRUE(executor_.TakeExpected().empty());
+  expect(/*layer=*/2, 3);
+  EXPECT_TRUE(exchange(3));
+  const std::vector<FakeExecutor::Expected> expected = executor_.TakeExpected();
+  ASSERT_EQ(expected.size(), 1u);
+  EXPECT_EQ(expected[0].layer, 2);
+  EXPECT_EQ(expected[0].mask, (std::vector<uint64_t>{~uint64_t{0}, 63})) << "there are 70 neurons";
+}
+
 TEST_F(HostileClientTest, TheExecutorsMasksAreOutOfReach) {
   std::atomic<Region*> region{nullptr};
   std::atomic<bool> stayed{false};

@@ -63,7 +63,7 @@ TEST(CheckOpenTest, NamesBothValues) {
   const Case cases[] = {
       {"protocol version differs: the GPU worker has 2, this CPU worker 3",
        [](auto* o) { o->set_protocol_version(2); }},
-      {"region layout version differs: the GPU worker has 9, this CPU worker 1",
+      {"region layout version differs: the GPU worker has 9, this CPU worker 2",
        [](auto* o) { o->set_region_layout_version(9); }},
       {"bundle layout version differs: the GPU worker has 9",
        [](auto* o) { o->set_bundle_layout_version(9); }},

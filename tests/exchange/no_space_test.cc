@@ -72,7 +72,7 @@ class NoSpaceTest : public ::testing::Test {
 TEST_F(NoSpaceTest, TheMessageHasTheNumbers) {
   const absl::Status error = Region::Create(directory_.path(), kLarge).status();
   EXPECT_EQ(error.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(error.message()), HasSubstr("0.2 MiB free, the exchange region needs 1.0 MiB"));
+  EXPECT_THAT(std::string(error.message()), HasSubstr("0.2 MiB free, the exchange region needs 1.1 MiB"));
   EXPECT_THAT(std::string(error.message()), HasSubstr("shm_size"));
   EXPECT_THAT(std::string(error.message()), HasSubstr("--shm-directory"));
   EXPECT_THAT(directory_.Files(), ::testing::IsEmpty());
@@ -105,7 +105,7 @@ TEST_F(NoSpaceTest, ForcedSharedMemoryIsRefusedWithTheCause) {
                                        std::pair(Transport::kAuto, Transport::kSharedMemory)}) {
     const absl::Status error = ConnectTo(server, client, [](Channel*) {}).status();
     EXPECT_EQ(error.code(), absl::StatusCode::kFailedPrecondition);
-    EXPECT_THAT(std::string(error.message()), HasSubstr("0.2 MiB free, the exchange region needs 1.0 MiB"));
+    EXPECT_THAT(std::string(error.message()), HasSubstr("0.2 MiB free, the exchange region needs 1.1 MiB"));
     EXPECT_THAT(directory_.Files(), ::testing::IsEmpty());
   }
 }

@@ -29,7 +29,7 @@ const ::testing::Environment* const kDeviceEnvironment =
 absl::StatusOr<std::unique_ptr<Device>> MakeTestDevice(int threads, bool graphs, int number) {
   const char* const name = std::getenv("ISOTHERM_TEST_DEVICE");
   if (name == nullptr || std::string(name) == "host") {
-    return std::make_unique<HostDevice>(HostDeviceOptions{.threads = threads});
+    return std::make_unique<HostDevice>(HostDeviceOptions{.threads = threads, .look_ahead = true});
   }
   if (std::string(name) == "cuda") {
     CudaDeviceOptions options{
