@@ -44,9 +44,6 @@ TOPIC_TOKENS = 16
 TOPIC_LOGIT = 20.0
 """What the head adds for the residual's topic, times locality: other logits spread by about 1, the best of them by 4 or 5."""
 
-OWN_MARGIN = 1.5
-"""Of the predictor in Isotherm's form, in standard deviations of what quantising does to scores: recall 99.6 % beside weights of Q4_0."""
-
 OPT_POSITION_OFFSET = 2
 
 Declared = tuple[str, tuple[int, ...], str]
@@ -364,7 +361,7 @@ class Synthesizer:
         encoded_a, stored_a = mill.encode(a, self._predictor_type)
         encoded_b, stored_b = mill.encode(b, self._predictor_type)
         predicted = x @ stored_a.T @ stored_b.T
-        margin = OWN_MARGIN * float((predicted - scores)[:self._calibrated].std())
+        margin = self._recipe.predictor_margin * float((predicted - scores)[:self._calibrated].std())
         mill.write(f"{p}pred_a.weight", encoded_a, [self._own])
         mill.write(f"{p}pred_b.weight", encoded_b, [self._own])
         mill.write(f"{p}pred_b.bias", np.full(self._shape.ffn, margin, dtype=np.float32), [self._own])

@@ -63,7 +63,7 @@ class Recipe:
     popularity_exponent: float | tuple[float, ...] = 0.75
     """x: the neuron of rank r fires in proportion to r^-x, up to a cap; several as for `active`."""
     rank: int = 0
-    """0: gate rows are independent. Otherwise gate and its bias have this rank and its factors are stored as predictor."""
+    """0: gate rows are independent. Otherwise gate and its bias have this rank and an exact predictor is stored."""
     calibration_tokens: int = 512
     measured_tokens: int = 256
     seed: int = 1
@@ -71,6 +71,8 @@ class Recipe:
     """A key of BLUEPRINTS."""
     predictor_type: str = "f16"
     """Of the stored predictor in Isotherm's form: f16 or q8_0, f32 in a file of F32."""
+    predictor_margin: float = 3.0
+    """In Isotherm's form, in standard deviations of what quantising does to scores: neurons so far below firing are kept, too."""
     locality: float = 0.0
     """Share of an embedding's variance that its topic decides. Text stays on a topic for a while, and so do the neurons."""
 
