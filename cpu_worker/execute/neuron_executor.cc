@@ -18,7 +18,7 @@ NeuronExecutor::Metrics NeuronExecutor::MakeMetrics() {
           registry.GetCounter("isotherm_cpu_worker_neurons_active_total",
                               "Of the neurons computed, those whose activation was not zero."),
           registry.GetCounter("isotherm_cpu_worker_neurons_expected_total",
-                              "Neurons fetched into caches before they were asked for."),
+                              "Neurons that the GPU worker announced, a layer early."),
           registry.GetCounter("isotherm_cpu_worker_neurons_expected_rightly_total",
                               "Of these, neurons that were then asked for."),
           registry.GetHistogram("isotherm_cpu_worker_exchange_compute_seconds",

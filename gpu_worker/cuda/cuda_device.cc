@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "common/base/round_up.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/sketch.h"
 #include "common/neuron/bandwidth.h"
@@ -24,8 +25,12 @@ constexpr int kLeastMajor = 8;  // compute capability
 // Graphs are kept for so many shapes; beyond, they are captured anew.
 constexpr size_t kMostGraphs = 128;
 
-// What a context takes where NVML does not tell.
+// What a context takes where NVML does not tell, and between what bounds it is believed: it counts what
+// others take or give back on this GPU meanwhile, too. Rounded up, so that starts differ in nothing.
 constexpr int64_t kUsualContextBytes = int64_t{512} << 20;
+constexpr int64_t kLeastContextBytes = int64_t{256} << 20;
+constexpr int64_t kMostContextBytes = int64_t{1} << 30;
+constexpr int64_t kContextUnit = int64_t{16} << 20;
 // What comes after it, generously: kernels as they are first used, graphs, and allocations rounded up to the
 // driver's 2 MiB.
 constexpr int64_t kLaterBytes = int64_t{128} << 20;
@@ -74,9 +79,11 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(const CudaDeviceO
   ISOTHERM_ASSIGN_OR_RETURN(cuda::Stream stream, cuda::MakeStream());
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Cublas> cublas, cuda::Cublas::Load(stream.get()));
   const std::optional<int64_t> used_after = cuda::UsedDeviceMemory(options.number);
-  const int64_t context_bytes = used_before.has_value() && used_after.has_value()
-                                    ? std::max<int64_t>(*used_after - *used_before, 0)
-                                    : kUsualContextBytes;
+  int64_t context_bytes = kUsualContextBytes;
+  if (used_before.has_value() && used_after.has_value()) {
+    context_bytes = std::clamp(base::RoundUp(std::max<int64_t>(*used_after - *used_before, 0), kContextUnit),
+                               kLeastContextBytes, kMostContextBytes);
+  }
   const std::string number = options.number == 0 ? "" : absl::StrCat(":", options.number);
   return std::unique_ptr<CudaDevice>(new CudaDevice(options,
                                                     absl::StrCat("cuda", number, " (", properties.name, ")"),
@@ -322,13 +329,13 @@ absl::Status CudaDevice::Import(Device& from, const float* source, int64_t count
 // A copy from another GPU goes through the host until this GPU may read there, where it can.
 void CudaDevice::AllowPeer(const void* memory) {
   cudaPointerAttributes attributes;
-  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess ||
-      attributes.type != cudaMemoryTypeDevice || attributes.device == number_ ||
-      !peers_.insert(attributes.device).second) {
-    return;
+  if (cudaPointerGetAttributes(&attributes, memory) == cudaSuccess &&
+      attributes.type == cudaMemoryTypeDevice && attributes.device != number_ &&
+      peers_.insert(attributes.device).second) {
+    // Already allowed, or not to be had: the copy works in any case.
+    static_cast<void>(cudaDeviceEnablePeerAccess(attributes.device, 0));
   }
-  // Already allowed, or not to be had: the copy works in any case. The error must not be seen by others.
-  static_cast<void>(cudaDeviceEnablePeerAccess(attributes.device, 0));
+  // An error must not be seen by others.
   static_cast<void>(cudaGetLastError());
 }
 

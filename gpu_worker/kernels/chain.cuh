@@ -12,6 +12,7 @@
 // nothing. Every kernel that is launched by LaunchChained calls LetNextStart and AwaitPrevious, in each of
 // its blocks and before it touches memory that another kernel writes or reads; one that is launched in the
 // usual way may. As each waits for all of the one before it, so it has waited for all before that.
+// What another kernel writes is no __restrict__ input: such loads may be moved up, before the wait.
 namespace isotherm::gpu_worker::cuda {
 
 __device__ inline void LetNextStart() {

@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    LogProbabilitiesKernel(const float* __restrict__ logits, int64_t vocabulary,
-                           const uint32_t* __restrict__ targets, float* out) {
+    LogProbabilitiesKernel(const float* logits, int64_t vocabulary, const uint32_t* __restrict__ targets,
+                           float* out) {
   JoinChain();
   __shared__ float maxima[kThreads / kWarp];
   __shared__ double sums[kThreads / kWarp];

@@ -326,13 +326,15 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::TryStep(const worker::v1::StepRe
   pipeline_->SetChannel(channel, cold_ == nullptr ? 0 : cold_->placement().epoch);
   absl::StatusOr<worker::v1::StepSuccess> success = runner_->Run(request);
   UpdateState();
-  if (absl::IsResourceExhausted(success.status())) out_of_memory_ = success.status();
+  // What ends a channel can have any code, and says nothing of the device.
+  const bool lost_channel = !success.ok() && channel != nullptr && channel->failed();
+  if (absl::IsResourceExhausted(success.status()) && !lost_channel) out_of_memory_ = success.status();
   if (!success.ok()) {
     // The step is not at fault: it can be computed after the next start.
     const absl::Status device = DeviceHealthLocked();
     if (!device.ok()) return absl::UnavailableError(device.message());
   }
-  if (!success.ok() && channel != nullptr && channel->failed()) {
+  if (lost_channel) {
     // Whatever the channel died of, the step is not at fault.
     return absl::UnavailableError(success.status().message());
   }
