@@ -20,9 +20,9 @@ using internal::Queues;
 using internal::SparseWork;
 using internal::TileScratch;
 
-// Up to so many threads, each reads whole bundles and adds to a sum of its own: on 2 cores that takes 94 % of
-// the memory's bandwidth where every neuron is computed, columns 81 %. With more, the partial sums and the
-// wait for the longest partition cost more than the pieces of rows.
+// Up to so many threads, each reads whole bundles and adds to a sum of its own: on 2 cores that takes 91 to
+// 94 % of the memory's bandwidth where every neuron is computed, columns 80 to 82 %. With more threads the
+// partial sums and the wait for the longest partition grow.
 constexpr int64_t kFewThreads = 4;
 // Partitions: enough for each of few threads that one slow partition is a small part of its share, few enough
 // that adding them up (one F32 vector a partition) stays below 2 % of a layer.

@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "common/base/round_up.h"
 #include "common/base/status_macros.h"
+#include "common/kernels/sketch.h"
 #include "common/neuron/bundle.h"
 #include "common/neuron/mask.h"
 #include "gpu_worker/device/matrix.h"
@@ -88,6 +89,8 @@ int64_t RoundingBytes(const model::Layer& layer, const model::Hyperparameters& h
   for (const model::Affine* projection : {&layer.q, &layer.k, &layer.v, &layer.attention_output}) {
     bytes += lost(DeviceMatrixBytes(projection->weight));
   }
+  if (options.predictor == PredictorKind::kGate) bytes += lost(DeviceMatrixBytes(layer.activated()));
+  if (options.predictor == PredictorKind::kSketch) bytes += lost(h.ffn * kernels::SketchRowBytes(h.hidden));
   if (options.predictor == PredictorKind::kLowRank && layer.predictor.has_value()) {
     bytes += lost(DeviceMatrixBytes(layer.predictor->a)) + lost(DeviceMatrixBytes(layer.predictor->b));
   }
