@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "gpu_worker/device/matrix.h"
 #include "tests/gguf/tiny_llama.h"
 
 namespace isotherm::gpu_worker {
@@ -142,6 +143,29 @@ TEST_F(MemoryPlanTest, MoreDevicesThanLayersAreRefused) {
   const absl::Status status = PlanMemory(*model_, options_, {}, {.devices = {{}, {}, {}}}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("3 devices"));
+}
+
+TEST_F(MemoryPlanTest, WhatAllocationsLoseToRoundingComesBeforeHotNeurons) {
+  constexpr int64_t kUnit = 4096;
+  const PlacementSource source{model::EmbeddedProfile(*model_), std::nullopt};
+  const auto lost = [](int64_t bytes) { return bytes < kUnit / 2 ? 0 : (kUnit - bytes % kUnit) % kUnit; };
+  options_.budget_bytes.reset();
+  for (const PredictorKind predictor : {PredictorKind::kAll, PredictorKind::kGate}) {
+    options_.predictor = predictor;
+    const auto plain = PlanMemory(*model_, options_, source);
+    const auto rounded = PlanMemory(*model_, options_, source, {.devices = {{.allocation_unit = kUnit}}});
+    ASSERT_TRUE(plain.ok() && rounded.ok()) << plain.status() << rounded.status();
+    int64_t expected = 0;
+    for (const model::Layer& layer : model_->layers()) {
+      expected += kUnit / 2 + lost(plain->bytes(MemoryPurpose::kKvCache) / 2);
+      for (const model::Affine* matrix : {&layer.q, &layer.k, &layer.v, &layer.attention_output}) {
+        expected += lost(DeviceMatrixBytes(matrix->weight));
+      }
+      if (predictor == PredictorKind::kGate) expected += lost(DeviceMatrixBytes(layer.activated()));
+    }
+    EXPECT_EQ(plain->bytes(MemoryPurpose::kDevice), 0);
+    EXPECT_EQ(rounded->bytes(MemoryPurpose::kDevice), expected);
+  }
 }
 
 TEST_F(MemoryPlanTest, APlacementIsTakenAsItIsWhereItFits) {
