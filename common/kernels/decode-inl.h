@@ -93,7 +93,8 @@ class RowDecoder<WeightType::kBF16> {
   const uint16_t* group_;
 };
 
-// The F16 scales of a group as F32, so that the inner loop broadcasts them straight from memory.
+// The F16 scales of a group as F32, so that the inner loop broadcasts them straight from memory, and
+// multiplied by factors, which is rounded.
 class GroupScales {
  public:
   // They begin `offset` bytes into the row, which is padded to a multiple of 64.
@@ -104,16 +105,28 @@ class GroupScales {
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
     const uint8_t* from = scales_ + begin / kBlockColumns * 2;
     for (int64_t i = 0; i < (end - begin) / kBlockColumns; i += LanesF(), from += 2 * LanesF()) {
-      const int64_t readable = end_ - from;
-      hn::Store(readable >= 2 * LanesF() ? LoadHalf(from) : LoadFirstHalves(from, readable), DF(),
-                group_ + i);
+      hn::Store(Load(from), DF(), group_ + i);
+    }
+  }
+  // factors[i] for block i of the row, readable up to a multiple of 64 bytes.
+  HWY_INLINE void Enter(int64_t begin, int64_t end, const float* factors) {
+    for (int64_t i = begin / kBlockColumns; i < end / kBlockColumns; i += LanesF()) {
+      hn::Store(hn::Mul(Load(scales_ + 2 * i), hn::Load(DF(), factors + i)), DF(),
+                group_ + i - begin / kBlockColumns);
     }
   }
   HWY_INLINE VF At(int64_t column, int64_t offset) const {
     return hn::Set(DF(), group_[static_cast<uint64_t>(column) / kBlockColumns + offset / kBlockColumns]);
   }
+  // Of four blocks from `column` on, in every 128 bits.
+  HWY_INLINE VF FourAt(int64_t column) const { return hn::LoadDup128(DF(), group_ + column / kBlockColumns); }
 
  private:
+  HWY_INLINE VF Load(const uint8_t* from) const {
+    const int64_t readable = end_ - from;
+    return readable >= 2 * LanesF() ? LoadHalf(from) : LoadFirstHalves(from, readable);
+  }
+
   const uint8_t* scales_;
   const uint8_t* end_;
   HWY_ALIGN float group_[kGroupColumns / kBlockColumns];

@@ -43,18 +43,19 @@ int64_t TileRows(const WeightMatrix& weight, int members) {
 }
 
 // Grows to the largest size it has met and then stays.
+template <class T>
 class Scratch {
  public:
-  float* Floats(int64_t count) {
+  T* Room(int64_t count) {
     if (capacity_ < count) {
-      floats_ = hwy::AllocateAligned<float>(static_cast<size_t>(count));
+      values_ = hwy::AllocateAligned<T>(static_cast<size_t>(count));
       capacity_ = count;
     }
-    return floats_.get();
+    return values_.get();
   }
 
  private:
-  hwy::AlignedFreeUniquePtr<float[]> floats_;
+  hwy::AlignedFreeUniquePtr<T[]> values_;
   int64_t capacity_ = 0;
 };
 
@@ -80,8 +81,8 @@ class GemmProduct {
       : pool_(pool), weight_(weight), batch_(batch), width_(base::RoundUp(batch, kGemmColumns)) {}
 
   void Compute(const float* x, int64_t ldx, float* y, int64_t ldy) {
-    thread_local Scratch scratch;
-    float* const inputs = scratch.Floats(weight_.columns * width_);
+    thread_local Scratch<float> scratch;
+    float* const inputs = scratch.Room(weight_.columns * width_);
     pool_.ParallelFor(weight_.columns, kSquare * 4, [&](int64_t begin, int64_t end, int) {
       float* const out = inputs + begin * width_;
       Transpose(x + begin, ldx, batch_, end - begin, out, width_);
@@ -95,8 +96,8 @@ class GemmProduct {
 
  private:
   void ComputeTile(int64_t first_row, int64_t rows, const float* inputs, float* y, int64_t ldy) const {
-    thread_local Scratch scratch;
-    float* const tile = scratch.Floats(rows * (weight_.columns + width_));
+    thread_local Scratch<float> scratch;
+    float* const tile = scratch.Room(rows * (weight_.columns + width_));
     float* const products = tile + rows * weight_.columns;
     const auto unpack = GetRowKernels(weight_.type).unpack;
     for (int64_t r = 0; r < rows; ++r) {
@@ -119,8 +120,11 @@ void MatMul(base::ThreadPool& pool, const WeightMatrix& weight, const float* x, 
             float* y, int64_t ldy) {
   if (batch > kGemmRows) return GemmProduct(pool, weight, batch).Compute(x, ldx, y, ldy);
   const RowKernels& kernels = GetRowKernels(weight.type);
+  thread_local Scratch<uint8_t> scratch;
+  const RowInputs inputs = PrepareInputs(kernels, x, ldx, batch, weight.columns,
+                                         scratch.Room(batch * kernels.input_bytes(weight.columns)));
   pool.ParallelFor(weight.rows, RowGrain(weight, pool.threads()), [&](int64_t begin, int64_t end, int) {
-    kernels.mat_mul(weight.data + begin * weight.stride_bytes, weight.stride_bytes, end - begin, x, ldx,
+    kernels.mat_mul(weight.data + begin * weight.stride_bytes, weight.stride_bytes, end - begin, inputs,
                     batch, weight.columns, y + begin, ldy);
   });
 }

@@ -9,24 +9,36 @@
 
 // Products with packed weight rows and F32 vectors, for the instruction set of this CPU (Highway: AVX2,
 // AVX-512, AVX-512 with VNNI). Accumulation is F32 in a fixed order that depends on the length alone: the
-// result for one vector is the same, bit for bit, whatever else is computed beside it.
+// result for one vector is the same, bit for bit, whatever else is computed beside it. Errors are within
+// DotTolerance(type, ...) of tolerance.h.
 namespace isotherm::kernels {
+
+// Vectors as the products of a weight type read them (PrepareInputs): F32, or rounded to 16 bits for products
+// in integers.
+struct RowInputs {
+  const uint8_t* data = nullptr;
+  int64_t stride = 0;  // bytes from one vector to the next
+
+  RowInputs From(int64_t vector) const { return {data + vector * stride, stride}; }
+};
 
 // Lists of rows go on for so many entries: rows that are read after the call, which asks for their heads
 // while it computes. Any rows do, the listed ones again if nothing follows.
 inline constexpr int64_t kRowsAhead = 8;
 
 struct RowKernels {
-  // sum_i row[i] * x[i], i < n. x need not be aligned.
-  float (*dot)(const uint8_t* row, const float* x, int64_t n);
-  // y[b * ldy + r] = dot(rows + r * stride, x + b * ldx), r < num_rows, b < batch; bit-equal to `dot`. Each
-  // row is read from memory once.
-  void (*mat_mul)(const uint8_t* rows, int64_t stride, int64_t num_rows, const float* x, int64_t ldx,
+  // Bytes of a vector of n columns as products read it, a multiple of 64; 0 where they read F32 as it is.
+  int64_t (*input_bytes)(int64_t n);
+  // Writes so many bytes on a 64-byte boundary, for kernels of the same table. x need not be aligned.
+  void (*prepare)(const float* x, int64_t n, uint8_t* input);
+  // y[b * ldy + r] = sum_i row_r[i] * x_b[i], i < n, r < num_rows, b < batch, with row_r at rows + r * stride
+  // and x_b vector b of `inputs`. Each row is read from memory once.
+  void (*mat_mul)(const uint8_t* rows, int64_t stride, int64_t num_rows, const RowInputs& inputs,
                   int64_t batch, int64_t n, float* y, int64_t ldy);
   // The same with rows that lie anywhere: rows[num_rows + kRowsAhead]. They are read once for each two
   // vectors, so a list for more should fit the second-level cache.
-  void (*mat_mul_listed)(const uint8_t* const* rows, int64_t num_rows, const float* x, int64_t ldx,
-                         int64_t batch, int64_t n, float* y, int64_t ldy);
+  void (*mat_mul_listed)(const uint8_t* const* rows, int64_t num_rows, const RowInputs& inputs, int64_t batch,
+                         int64_t n, float* y, int64_t ldy);
   // y[i] += factors[r] * rows[r][begin + i], i < end - begin, for r = 0, 1, ..., num_rows - 1 in turn, with
   // one rounding each: bit-equal to a call for every row and to calls for parts of the columns. Rows have n
   // columns, of which `begin` and an `end` before n are multiples of the type's block. rows[num_rows +
@@ -41,6 +53,13 @@ struct RowKernels {
 
 // Resolve once, outside loops.
 const RowKernels& GetRowKernels(WeightType type);
+
+// x[batch, n] as the products of `kernels` read it: x itself, or in `room`, where it takes batch *
+// kernels.input_bytes(n) bytes from a 64-byte boundary on. What is returned points to one of them.
+RowInputs PrepareInputs(const RowKernels& kernels, const float* x, int64_t ldx, int64_t batch, int64_t n,
+                        uint8_t* room);
+// No type's input_bytes(n) is more.
+int64_t MostInputBytes(int64_t n);
 
 // Why this CPU cannot run the kernels, or null. Ask before anything else of this room is called.
 const char* UnsupportedCpuReason();

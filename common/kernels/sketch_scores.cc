@@ -6,6 +6,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // clang-format on
 #include "common/kernels/decode-inl.h"
+#include "common/kernels/lane_sums-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -14,53 +15,6 @@ namespace HWY_NAMESPACE {
 
 // Vectors of one panel: one of AVX-512, two halves with AVX2.
 inline constexpr int64_t kParts = sketch::kLanes / LanesF();
-
-using VI32 = hn::Vec<DI32>;
-using DBytes = hn::Repartition<uint8_t, DF>;
-using VBytes = hn::Vec<DBytes>;
-
-// Exact sums of products of unsigned nibbles and signed bytes, four to a lane.
-#if HWY_TARGET <= HWY_AVX3_DL
-class LaneSums {
- public:
-  HWY_INLINE explicit LaneSums(VI32 start) : sums_(start) {}
-  HWY_INLINE void Add(VBytes nibbles, VBytes quants) {
-    // In assembly because Highway's AVX3_DL checks the CPU for AVX512_VNNI but does not enable it in the
-    // compiler.
-    asm("vpdpbusd %2, %1, %0" : "+v"(sums_.raw) : "v"(nibbles.raw), "v"(quants.raw));
-  }
-  HWY_INLINE VI32 Total() const { return sums_; }
-
- private:
-  VI32 sums_;
-};
-#else
-class LaneSums {
- public:
-  HWY_INLINE explicit LaneSums(VI32 start) : start_(start), pairs_(hn::Zero(DPairs())) {}
-  // Nothing saturates: eight vectors of two products of at most 15 * 127 make 30480.
-  HWY_INLINE void Add(VBytes nibbles, VBytes quants) { pairs_ = hn::Add(pairs_, PairSums(nibbles, quants)); }
-  HWY_INLINE VI32 Total() const { return hn::Add(start_, FoldPairs(pairs_)); }
-
- private:
-  using DPairs = hn::Repartition<int16_t, DF>;
-  using VPairs = hn::Vec<DPairs>;
-#if HWY_TARGET <= HWY_AVX3
-  static HWY_INLINE VPairs PairSums(VBytes a, VBytes b) { return VPairs{_mm512_maddubs_epi16(a.raw, b.raw)}; }
-  static HWY_INLINE VI32 FoldPairs(VPairs pairs) {
-    return VI32{_mm512_madd_epi16(pairs.raw, hn::Set(DPairs(), 1).raw)};
-  }
-#else
-  static HWY_INLINE VPairs PairSums(VBytes a, VBytes b) { return VPairs{_mm256_maddubs_epi16(a.raw, b.raw)}; }
-  static HWY_INLINE VI32 FoldPairs(VPairs pairs) {
-    return VI32{_mm256_madd_epi16(pairs.raw, hn::Set(DPairs(), 1).raw)};
-  }
-#endif
-
-  VI32 start_;
-  VPairs pairs_;
-};
-#endif
 
 // Adds up sixteen lanes, by halves: the same order whether they are one vector or two.
 HWY_INLINE float SumOfSixteen(const VF (&sums)[kParts]) {

@@ -2,13 +2,25 @@
 
 #include <cmath>
 
+#include "common/kernels/row_kernels.h"
+
 namespace isotherm::kernels {
+namespace {
+
+constexpr double kConfidence = 4.0;
+
+}  // namespace
 
 double UnitRoundOff() { return 0x1p-24; }
 
 double DotTolerance(int64_t k, double norm_a, double norm_b) {
-  constexpr double kConfidence = 4.0;
   return kConfidence * UnitRoundOff() * std::sqrt(static_cast<double>(k)) * norm_a * norm_b;
+}
+
+double DotTolerance(WeightType type, int64_t k, double norm_row, double norm_x) {
+  const double sums = DotTolerance(k, norm_row, norm_x);
+  if (GetRowKernels(type).input_bytes(k) == 0) return sums;
+  return sums + kConfidence / std::sqrt(12.0) / 32639 * norm_row * norm_x;
 }
 
 double QuantizationError(WeightType type) {

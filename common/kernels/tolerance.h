@@ -16,6 +16,11 @@ double UnitRoundOff();
 // are Euclidean.
 double DotTolerance(int64_t k, double norm_a, double norm_b);
 
+// The same for the product of a row of that type with a vector: where products are integer (row_kernels.h),
+// with what rounding the vector adds. Its errors are uniform within a unit, of a variance of 1/12, and a
+// block's unit is at most 1/32639 of the norm of the vector's block: c / sqrt(12) / 32639 * |row| * |x|.
+double DotTolerance(WeightType type, int64_t k, double norm_row, double norm_x);
+
 // Root-mean-square relative error of rounding normally distributed weights to the type; 0 for F32.
 double QuantizationError(WeightType type);
 

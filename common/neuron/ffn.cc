@@ -54,7 +54,8 @@ struct FfnExecutor::Workspace {
   Workspace(base::ThreadPool* pool, int64_t hidden, int64_t ffn, int64_t max_rows);
 
   // y[rows of the job] for up to kSparseRows or kTiledRows rows.
-  FfnStatistics RunSparse(const Job& job, float* y) {
+  FfnStatistics RunSparse(Job job, float* y) {
+    PrepareInputs(&job);
     return threads <= kFewThreads ? RunPartitions(job, y) : RunColumns(job, y);
   }
   FfnStatistics RunTiled(const Job& job, float* y);
@@ -71,6 +72,7 @@ struct FfnExecutor::Workspace {
   GateIndex gate_index;
 
  private:
+  void PrepareInputs(Job* job);
   int64_t CollectWanted(const Job& job);
   FfnStatistics RunColumns(const Job& job, float* y);
   FfnStatistics RunPartitions(const Job& job, float* y);
@@ -91,6 +93,8 @@ struct FfnExecutor::Workspace {
   std::vector<uint8_t> touched_;  // [partitions, rows]
   std::vector<Partial> partials_;
   std::vector<TileScratch> scratch_;  // by thread
+  // Vectors as gate rows and as up rows read them, in the sparse path.
+  AlignedFloats gate_inputs_, up_inputs_;
   Queues queues_;
   Ticket next_partition_, finished_, next_block_;
 };
@@ -109,6 +113,12 @@ int64_t MostPartials(int64_t threads) {
 int64_t MostPartialRows(int64_t threads, int64_t max_rows) {
   const int64_t sparse = threads <= kFewThreads ? MostPartials(threads) * std::min(max_rows, kSparseRows) : 0;
   return max_rows > kSparseRows ? std::max(sparse, threads * std::min(max_rows, kTiledRows)) : sparse;
+}
+
+// Of the sparse path's vectors as rows of one type read them.
+int64_t MostInputFloats(int64_t hidden, int64_t max_rows) {
+  return std::min(max_rows, kSparseRows) * kernels::MostInputBytes(hidden) /
+         static_cast<int64_t>(sizeof(float));
 }
 
 int64_t MostFloats(int64_t threads, int64_t hidden, int64_t ffn, int64_t max_rows) {
@@ -133,6 +143,8 @@ FfnExecutor::Workspace::Workspace(base::ThreadPool* pool, int64_t hidden, int64_
       floats_(MostFloats(threads, hidden, ffn, max_rows)),
       touched_(MostPartialRows(threads, max_rows)),
       partials_(MostPartials(threads)),
+      gate_inputs_(MostInputFloats(hidden, max_rows)),
+      up_inputs_(MostInputFloats(hidden, max_rows)),
       queues_(threads, ffn) {
   if (max_rows <= kSparseRows) return;
   for (int64_t i = 0; i < threads; ++i) scratch_.emplace_back(hidden);
@@ -156,6 +168,18 @@ void FfnExecutor::Workspace::BuildUnion(Job* job) {
     for (int64_t w = 0; w < words; ++w) union_mask_[w] |= mask[w];
   }
   job->union_mask = union_mask_.data();
+}
+
+void FfnExecutor::Workspace::PrepareInputs(Job* job) {
+  const auto prepare = [&](const kernels::RowKernels& kernels, const AlignedFloats& room) {
+    return kernels::PrepareInputs(kernels, job->X(0), hidden, job->rows, hidden,
+                                  reinterpret_cast<uint8_t*>(room.data()));
+  };
+  const BundleLayout& layout = *job->view->layout;
+  if (job->request->gate_values == nullptr) job->gate_inputs = prepare(job->gate, gate_inputs_);
+  if (!layout.gated) return;
+  const bool same = job->request->gate_values == nullptr && layout.up_type == layout.gate_type;
+  job->up_inputs = same ? job->gate_inputs : prepare(job->up, up_inputs_);
 }
 
 int64_t FfnExecutor::Workspace::CollectWanted(const Job& job) {
@@ -274,7 +298,8 @@ FfnExecutor::FfnExecutor(base::ThreadPool* pool, int64_t hidden, int64_t ffn, in
 FfnExecutor::~FfnExecutor() = default;
 
 int64_t FfnExecutor::WorkspaceBytes(int threads, int64_t hidden, int64_t ffn, int64_t max_rows) {
-  const int64_t sums = MostFloats(threads, hidden, ffn, max_rows) * static_cast<int64_t>(sizeof(float));
+  const int64_t sums = (MostFloats(threads, hidden, ffn, max_rows) + 2 * MostInputFloats(hidden, max_rows)) *
+                       static_cast<int64_t>(sizeof(float));
   const int64_t lists = 2 * ffn * sizeof(int32_t) + max_rows * MaskWords(ffn) * sizeof(int64_t);
   const int64_t tiles = max_rows > kSparseRows ? threads * TileScratch::Bytes(hidden) : 0;
   return sums + lists + tiles;

@@ -87,6 +87,7 @@ struct Job {
   int64_t hidden = 0;
   int64_t words = 0;
   kernels::RowKernels gate, up, down;
+  kernels::RowInputs gate_inputs, up_inputs;  // of these rows, in the sparse path
 
   int64_t Neuron(int64_t k) const { return view->neuron_ids == nullptr ? k : view->neuron_ids[k]; }
   const uint8_t* Bundle(int64_t k) const { return view->bundles + k * view->layout->bundle_bytes; }

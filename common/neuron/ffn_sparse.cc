@@ -108,21 +108,23 @@ class SparseWalk {
 
   // products[row][i] = the row of the i-th selected neuron . input. Where all rows want the same neurons in
   // one go, which is bit-equal.
-  void Multiply(const kernels::RowKernels& kernels, int64_t offset, Next next, Products& products) {
+  void Multiply(const kernels::RowKernels& kernels, const kernels::RowInputs& inputs, int64_t offset,
+                Next next, Products& products) {
     const bool all = std::all_of(selections_.begin(), selections_.begin() + job_.rows,
                                  [&](const Selection& selection) { return selection.count == count_; });
     const int64_t batch = all ? job_.rows : 1;
     for (int64_t row = 0; row < job_.rows; row += batch) {
       const Selection& selection = selections_[row];
-      kernels.mat_mul_listed(ListRows(selection, offset, next), selection.count, job_.X(row), job_.hidden,
-                             batch, job_.hidden, products[row].data(), kLongestBlock);
+      kernels.mat_mul_listed(ListRows(selection, offset, next), selection.count, inputs.From(row), batch,
+                             job_.hidden, products[row].data(), kLongestBlock);
     }
   }
 
   void Activate() {
     const bool given = job_.request->gate_values != nullptr;
     if (!given) {
-      Multiply(job_.gate, 0, MostlyActive() ? ThisClaim(layout_.second_offset()) : NextClaim(), products_);
+      Multiply(job_.gate, job_.gate_inputs, 0,
+               MostlyActive() ? ThisClaim(layout_.second_offset()) : NextClaim(), products_);
     }
     for (int64_t row = 0; row < job_.rows; ++row) {
       Selection& selection = selections_[row];
@@ -136,8 +138,8 @@ class SparseWalk {
   }
 
   void MultiplyByUp() {
-    Multiply(job_.up, layout_.up_offset, adds_down_ ? ThisClaim(layout_.down_offset) : NextClaim(),
-             products_);
+    Multiply(job_.up, job_.up_inputs, layout_.up_offset,
+             adds_down_ ? ThisClaim(layout_.down_offset) : NextClaim(), products_);
     const bool double_relu = job_.double_relu();
     for (int64_t row = 0; row < job_.rows; ++row) {
       Selection& selection = selections_[row];

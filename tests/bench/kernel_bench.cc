@@ -21,6 +21,7 @@
 #include "common/kernels/ops.h"
 #include "common/kernels/row_kernels.h"
 #include "common/kernels/sketch.h"
+#include "hwy/aligned_allocator.h"
 
 namespace isotherm::kernels {
 namespace {
@@ -106,15 +107,17 @@ void SparseDotsOf(benchmark::State& state, WeightType type, int64_t columns) {
   const RowKernels& kernels = GetRowKernels(type);
   const std::vector<float> x = Vector(columns);
   std::vector<float> y(rows);
+  const auto room = hwy::AllocateAligned<uint8_t>(static_cast<size_t>(kernels.input_bytes(columns)));
   int64_t first = 0;
   for (auto _ : state) {
+    const RowInputs inputs = PrepareInputs(kernels, x.data(), 0, 1, columns, room.get());
     const uint8_t* const weights = Arena() + first * stride;
     Pool().ParallelFor(rows, kGrain, [&](int64_t begin, int64_t end, int) {
       const uint8_t* list[kGrain + kRowsAhead];
       for (int64_t r = begin; r < end + kRowsAhead; ++r) {
         list[r - begin] = weights + std::min(r, end - 1) * kEvery * stride;
       }
-      kernels.mat_mul_listed(list, end - begin, x.data(), 0, 1, columns, y.data() + begin, 0);
+      kernels.mat_mul_listed(list, end - begin, inputs, 1, columns, y.data() + begin, 0);
     });
     first = (first + 1) % kEvery;
   }

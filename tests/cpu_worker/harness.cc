@@ -52,6 +52,7 @@ neuron::LayerWeights ReadLayer(const model::Model& model, int64_t layer) {
   const model::Layer& tensors = model.layers()[layer];
   neuron::LayerWeights weights;
   weights.hidden = model.hyperparameters().hidden;
+  weights.type = *neuron::PackedWeightType(*tensors.gate.info);
   weights.gate = ReadRows(model, tensors.gate);
   weights.up = ReadRows(model, tensors.up);
   weights.down = ReadRows(model, tensors.down);

@@ -100,7 +100,7 @@ TEST_F(OperatorsTest, MatMulIsWithinTheToleranceForEveryType) {
           const float* input_row = x.data() + i / kOutputs * columns;
           const double exact = kernels::ReferenceDot(row, input_row) + bias[i % kOutputs];
           // The minimum of Q4_K is subtracted with a rounding of its own.
-          const double bound = 2 * kernels::DotTolerance(columns + 1, kernels::Norm(row) + 1,
+          const double bound = 2 * kernels::DotTolerance(type, columns + 1, kernels::Norm(row) + 1,
                                                          kernels::Norm(input_row, columns) + 1);
           ASSERT_TRUE(kernels::Within(y[i], exact, bound))
               << kernels::WeightTypeName(type) << " columns " << columns << " rows " << rows << " at " << i

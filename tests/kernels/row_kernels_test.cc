@@ -47,8 +47,8 @@ TEST_P(RowKernelsTest, DotIsWithinToleranceAtEveryMisalignment) {
         const std::vector<float> shifted(x.begin() + 3 - shift, x.end());
         const float* const from = shifted.data() + shift;
         const double exact = ReferenceDot(rows.values[0], from);
-        const double bound = DotTolerance(n, Norm(rows.values[0]), Norm(from, n));
-        const float dot = GetRowKernels(type).dot(rows.row(0), from, n);
+        const double bound = DotTolerance(type, n, Norm(rows.values[0]), Norm(from, n));
+        const float dot = Dot(type, rows.row(0), from, n);
         EXPECT_TRUE(Within(dot, exact, bound)) << dot << " is not " << exact << " within " << bound;
       }
     }
@@ -61,18 +61,18 @@ TEST_P(RowKernelsTest, OneWeightOffByTwiceTheBoundFailsTheCheck) {
   const std::vector<float> x = RandomFloats(kColumns, 5);
   const double exact = ReferenceDot(rows.values[0], x.data());
   const double bound = DotTolerance(kColumns, Norm(rows.values[0]), Norm(x.data(), kColumns));
-  const auto dot = GetRowKernels(WeightType::kF32).dot;
-  ASSERT_TRUE(Within(dot(rows.row(0), x.data(), kColumns), exact, bound));
+  const auto dot = [&](const uint8_t* row) { return Dot(WeightType::kF32, row, x.data(), kColumns); };
+  ASSERT_TRUE(Within(dot(rows.row(0)), exact, bound));
   int64_t tried = 0;
   for (int64_t i = 0; i < kColumns; i += 97) {
     if (std::abs(x[i]) < 0.1f) continue;
     // Away from the error that is already there, so that the two cannot cancel.
-    const double sign = dot(rows.row(0), x.data(), kColumns) < exact ? -1 : 1;
+    const double sign = dot(rows.row(0)) < exact ? -1 : 1;
     std::vector<float> row(rows.values[0].begin(), rows.values[0].end());
     row[i] += static_cast<float>(sign * 2 * bound / x[i]);
     const RandomRows changed(WeightType::kF32, 1, kColumns, PackedRowBytes(WeightType::kF32, kColumns), 4);
     PackFloatRow(WeightType::kF32, row.data(), kColumns, changed.packed.data());
-    EXPECT_FALSE(Within(dot(changed.row(0), x.data(), kColumns), exact, bound)) << i;
+    EXPECT_FALSE(Within(dot(changed.row(0)), exact, bound)) << i;
     ++tried;
   }
   EXPECT_GT(tried, 10);
@@ -83,12 +83,12 @@ TEST_P(RowKernelsTest, NaNReachesTheResult) {
     const RandomRows rows(type, 1, 512, PackedRowBytes(type, 512), 6);
     std::vector<float> x(512, 1.0f);
     x[300] = NAN;
-    EXPECT_TRUE(std::isnan(GetRowKernels(type).dot(rows.row(0), x.data(), 512))) << WeightTypeName(type);
+    EXPECT_TRUE(std::isnan(Dot(type, rows.row(0), x.data(), 512))) << WeightTypeName(type);
   }
 }
 
 // Every number of rows and vectors modulo the tiles, rows and vectors apart from each other.
-TEST_P(RowKernelsTest, MatMulIsBitEqualToDot) {
+TEST_P(RowKernelsTest, MatMulIsBitEqualToProductsOneByOne) {
   for (const WeightType type : kAllTypes) {
     const int64_t block = BlockColumns(type);
     for (const int64_t n :
@@ -103,11 +103,12 @@ TEST_P(RowKernelsTest, MatMulIsBitEqualToDot) {
           const int64_t ldy = num_rows + 2;
           std::vector<float> y(batch * ldy + 1, kUntouched);
           const RowKernels& kernels = GetRowKernels(type);
-          kernels.mat_mul(rows.row(0), rows.stride, num_rows, x.data(), ldx, batch, n, y.data(), ldy);
+          kernels.mat_mul(rows.row(0), rows.stride, num_rows,
+                          PreparedInputs(kernels, x.data(), ldx, batch, n), batch, n, y.data(), ldy);
           for (int64_t b = 0; b < batch; ++b) {
             for (int64_t r = 0; r < ldy; ++r) {
               const float expected =
-                  r < num_rows ? kernels.dot(rows.row(r), x.data() + b * ldx, n) : kUntouched;
+                  r < num_rows ? Dot(type, rows.row(r), x.data() + b * ldx, n) : kUntouched;
               ASSERT_EQ(y[b * ldy + r], expected) << b << ", " << r;
             }
           }
@@ -156,10 +157,11 @@ TEST_P(RowKernelsTest, ListedRowsAreBitEqualToRowsOneByOne) {
         std::vector<const uint8_t*> list;
         for (int64_t r = 0; r < num_rows + kRowsAhead; ++r) list.push_back(rows.row(r * 5 % 7));
         std::vector<float> y(3 * 10, kUntouched);
-        kernels.mat_mul_listed(list.data(), num_rows, x.data(), n, 3, n, y.data(), 10);
+        kernels.mat_mul_listed(list.data(), num_rows, PreparedInputs(kernels, x.data(), n, 3, n), 3, n,
+                               y.data(), 10);
         for (int64_t i = 0; i < 30; ++i) {
           const int64_t r = i % 10;
-          EXPECT_EQ(y[i], r < num_rows ? kernels.dot(list[r], x.data() + i / 10 * n, n) : kUntouched) << i;
+          EXPECT_EQ(y[i], r < num_rows ? Dot(type, list[r], x.data() + i / 10 * n, n) : kUntouched) << i;
         }
         std::vector<float> sum(x.begin(), x.begin() + n);
         std::vector<float> expected = sum;
@@ -195,8 +197,9 @@ TEST_P(RowKernelsTest, OffsetsPassTwoToThe31) {
   const std::vector<float> x = RandomFloats(kColumns, 12);
   const RowKernels& kernels = GetRowKernels(WeightType::kF32);
   float y[kRows];
-  kernels.mat_mul(rows, kStride, kRows, x.data(), 0, 1, kColumns, y, 0);
-  for (int64_t r = 0; r < kRows; ++r) EXPECT_EQ(y[r], kernels.dot(rows + r * kStride, x.data(), kColumns));
+  kernels.mat_mul(rows, kStride, kRows, PreparedInputs(kernels, x.data(), 0, 1, kColumns), 1, kColumns, y, 0);
+  for (int64_t r = 0; r < kRows; ++r)
+    EXPECT_EQ(y[r], Dot(WeightType::kF32, rows + r * kStride, x.data(), kColumns));
   EXPECT_NE(y[0], y[2]);
   munmap(memory, size);
 }

@@ -136,6 +136,13 @@ std::vector<int64_t> ScaleOffsets(WeightType type) {
 
 }  // namespace
 
+float Dot(WeightType type, const uint8_t* row, const float* x, int64_t n) {
+  const RowKernels& kernels = GetRowKernels(type);
+  float y;
+  kernels.mat_mul(row, 0, 1, PreparedInputs(kernels, x, n, 1, n), 1, n, &y, 1);
+  return y;
+}
+
 std::vector<float> RandomFloats(int64_t n, uint64_t seed) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;

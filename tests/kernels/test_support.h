@@ -47,6 +47,22 @@ class Bytes {
   std::unique_ptr<uint8_t, decltype(&std::free)> data_;
 };
 
+// Vectors in the form in which the products of a type read them, which lasts as long as this does.
+class PreparedInputs {
+ public:
+  PreparedInputs(const RowKernels& kernels, const float* x, int64_t ldx, int64_t batch, int64_t n)
+      : room_(batch * kernels.input_bytes(n)),
+        inputs_(PrepareInputs(kernels, x, ldx, batch, n, room_.data())) {}
+  operator const RowInputs&() const { return inputs_; }
+
+ private:
+  Bytes room_;
+  RowInputs inputs_;
+};
+
+// The product of one row with one vector, by itself.
+float Dot(WeightType type, const uint8_t* row, const float* x, int64_t n);
+
 // Normally distributed.
 std::vector<float> RandomFloats(int64_t n, uint64_t seed);
 

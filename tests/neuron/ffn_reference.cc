@@ -55,7 +55,8 @@ Activated SecondFactor(const LayerWeights& layer, const FfnRequest& request, int
                        double x_norm) {
   if (!layer.gated()) return {1, 0, false};
   const double up = Dot(layer.Up(neuron), x, layer.hidden);
-  const double error = kernels::DotTolerance(layer.hidden, Norm(layer.Up(neuron), layer.hidden), x_norm);
+  const double error =
+      kernels::DotTolerance(layer.type, layer.hidden, Norm(layer.Up(neuron), layer.hidden), x_norm);
   if (request.activation != model::Activation::kDRelu) return {up, error, false};
   return {std::max(up, 0.0), error, std::abs(up) <= error};
 }
@@ -69,6 +70,7 @@ uint8_t* AlignTo64(std::vector<uint8_t>& storage) {
 RandomLayer::RandomLayer(kernels::WeightType type, int64_t hidden, int64_t ffn, uint32_t seed, FfnForm form)
     : type_(type), ffn_(ffn) {
   weights_.hidden = hidden;
+  weights_.type = type;
   MakeLayout(form);
   storage_.resize(ffn * layout_.bundle_bytes + 63);
   std::mt19937 random(seed);
@@ -140,8 +142,9 @@ ReferenceResult Reference(const LayerWeights& layer, const std::vector<int32_t>&
       if (!TestBit(request.masks + row * words, neuron)) continue;
       ++result.statistics.computed;
       const double p = Dot(layer.Gate(neuron), x, hidden) + layer.Bias(neuron);
-      const double p_error = kernels::DotTolerance(hidden, Norm(layer.Gate(neuron), hidden), x_norm) +
-                             kernels::UnitRoundOff() * std::abs(p);
+      const double p_error =
+          kernels::DotTolerance(layer.type, hidden, Norm(layer.Gate(neuron), hidden), x_norm) +
+          kernels::UnitRoundOff() * std::abs(p);
       const Activated first = ActivateWithBound(request, p, p_error);
       const Activated second = SecondFactor(layer, request, neuron, x, x_norm);
       const double h = first.value * second.value;

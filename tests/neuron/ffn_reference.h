@@ -13,6 +13,7 @@ namespace isotherm::neuron {
 // bundle, and `up` is empty.
 struct LayerWeights {
   int64_t hidden = 0;
+  kernels::WeightType type = kernels::WeightType::kF32;
   std::vector<float> gate, up, down;
   std::vector<float> bias;  // [ffn], or empty
 

@@ -50,12 +50,16 @@ std::vector<int32_t> Iota(int64_t n) {
 std::vector<float> GateValues(const RandomLayer& layer, const FfnRequest& request) {
   const kernels::RowKernels& gate = kernels::GetRowKernels(layer.layout().gate_type);
   const int64_t words = MaskWords(request.ffn);
+  std::vector<uint8_t> room(request.rows * gate.input_bytes(layer.hidden()) + 63);
+  const kernels::RowInputs inputs =
+      kernels::PrepareInputs(gate, request.x, layer.hidden(), request.rows, layer.hidden(), AlignTo64(room));
   std::vector<float> values;
   for (int64_t row = 0; row < request.rows; ++row) {
     ForEachSet(request.masks + row * words, words, [&](int64_t neuron) {
       const uint8_t* bundle = layer.Bundles() + neuron * layer.layout().bundle_bytes;
-      values.push_back(gate.dot(bundle, request.x + row * layer.hidden(), layer.hidden()) +
-                       layer.layout().Bias(bundle));
+      float product;
+      gate.mat_mul(bundle, 0, 1, inputs.From(row), 1, layer.hidden(), &product, 1);
+      values.push_back(product + layer.layout().Bias(bundle));
     });
   }
   return values;

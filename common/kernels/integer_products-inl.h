@@ -1,0 +1,121 @@
+// Products of block-quantised rows in integers. A vector is rounded once for all rows, to 16 bits a value
+// (IntegerBlock). Products of integers and their sums within a lane and a block are exact; they are converted
+// to F32, multiplied by the weights' scale * unit, which is rounded, and added to the lane's sum over all
+// blocks.
+
+#if defined(ISOTHERM_COMMON_KERNELS_INTEGER_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ISOTHERM_COMMON_KERNELS_INTEGER_PRODUCTS_INL_H_
+#undef ISOTHERM_COMMON_KERNELS_INTEGER_PRODUCTS_INL_H_
+#else
+#define ISOTHERM_COMMON_KERNELS_INTEGER_PRODUCTS_INL_H_
+#endif
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/base/round_up.h"
+#include "common/kernels/decode-inl.h"
+#include "common/kernels/integer_blocks-inl.h"
+#include "common/kernels/read_ahead-inl.h"
+#include "common/kernels/row_kernels.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace isotherm::kernels {
+namespace HWY_NAMESPACE {
+
+// A prepared vector is its panels, then its units [blocks], as many as fill whole lines.
+template <WeightType kType>
+class IntegerProducts {
+ public:
+  static int64_t InputBytes(int64_t n) { return PanelBytes(n) + UnitBytes(n); }
+
+  static void Prepare(const float* x, int64_t n, uint8_t* input) {
+    constexpr int64_t kPanelBlocks = Blocks::kPanelColumns / kBlockColumns;
+    auto* const units = reinterpret_cast<float*>(input + PanelBytes(n));
+    std::fill_n(units, UnitBytes(n) / sizeof(float), 0.0f);
+    for (int64_t block = 0; block * kBlockColumns < n; block += kPanelBlocks, input += Blocks::kPanelBytes) {
+      const int64_t blocks = std::min(n / kBlockColumns - block, kPanelBlocks);
+      if (blocks < kPanelBlocks) std::fill_n(input, Blocks::kPanelBytes, uint8_t{0});
+      for (int64_t b = 0; b < blocks; ++b) {
+        const IntegerBlock integers(x + (block + b) * kBlockColumns);
+        Blocks::Store(integers, b, input);
+        units[block + b] = integers.unit;
+      }
+      Blocks::Finish(input);
+    }
+  }
+
+  // y[v * ldy + r] = rows[r] . vector v for one tile; `next` are as many rows that follow it.
+  template <int kRows, int kVectors>
+  static void MultiplyTile(const uint8_t* const* rows, const uint8_t* const* next, const RowInputs& inputs,
+                           int64_t n, float* y, int64_t ldy) {
+    const DF d;
+    ReadAhead<kType, kRows> ahead(rows, next, n);
+    GroupScales scales[kRows][kVectors];
+    VF sums[kRows][kVectors];
+    HWY_UNROLL(4)
+    for (int r = 0; r < kRows; ++r) {
+      HWY_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) {
+        scales[r][v].Open(rows[r], Bytes::Quants(n), n);
+        sums[r][v] = hn::Zero(d);
+      }
+    }
+    const uint8_t* panel = inputs.data;
+    for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
+      const int64_t end = std::min(n, begin + kGroupColumns);
+      HWY_UNROLL(4)
+      for (int r = 0; r < kRows; ++r) {
+        HWY_UNROLL(4)
+        for (int v = 0; v < kVectors; ++v) scales[r][v].Enter(begin, end, Units(inputs, v, n));
+      }
+      ahead.Enter(begin);
+      for (int64_t column = begin; column < end; column += Blocks::kPanelColumns) {
+        ahead.template Advance<Blocks::kPanelColumns>();
+        HWY_UNROLL(2)
+        for (int64_t part = 0; part < Blocks::kParts; ++part) {
+          typename Blocks::Input input[kVectors];
+          HWY_UNROLL(4)
+          for (int v = 0; v < kVectors; ++v) input[v] = Blocks::LoadInput(panel + v * inputs.stride, part);
+          HWY_UNROLL(4)
+          for (int r = 0; r < kRows; ++r) {
+            const auto weights = Blocks::LoadWeights(rows[r] + Bytes::Quants(column), part);
+            HWY_UNROLL(4)
+            for (int v = 0; v < kVectors; ++v) {
+              const VF products = hn::ConvertTo(d, Blocks::Multiply(weights, input[v]));
+              sums[r][v] =
+                  hn::MulAdd(products, Blocks::Scales(scales[r][v], column - begin, part), sums[r][v]);
+            }
+          }
+        }
+        panel += Blocks::kPanelBytes;
+      }
+    }
+    HWY_UNROLL(4)
+    for (int r = 0; r < kRows; ++r) {
+      HWY_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) y[v * ldy + r] = hn::GetLane(hn::SumOfLanes(d, sums[r][v]));
+    }
+  }
+
+ private:
+  using Blocks = IntegerBlocks<kType>;
+  using Bytes = ColumnBytes<kType>;
+
+  static int64_t PanelBytes(int64_t n) {
+    return base::RoundUp(n, Blocks::kPanelColumns) / Blocks::kPanelColumns * Blocks::kPanelBytes;
+  }
+  static int64_t UnitBytes(int64_t n) {
+    return base::RoundUp(n / kBlockColumns * static_cast<int64_t>(sizeof(float)), 64);
+  }
+  static HWY_INLINE const float* Units(const RowInputs& inputs, int64_t vector, int64_t n) {
+    return reinterpret_cast<const float*>(inputs.data + vector * inputs.stride + PanelBytes(n));
+  }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace isotherm::kernels
+HWY_AFTER_NAMESPACE();
+
+#endif  // ISOTHERM_COMMON_KERNELS_INTEGER_PRODUCTS_INL_H_
