@@ -62,6 +62,11 @@ ABSL_FLAG(
     "its caches: on, off, or auto, which is on for device cuda. Shared memory and up to 16 sequences.");
 ABSL_FLAG(int64_t, max_decode_rows, 64, "Most sequences decoded in one step.");
 ABSL_FLAG(
+    std::string, micro_batches, "auto",
+    "Device host: 2 divides the sequences of a decode step in two groups, so that one is computed here while "
+    "the CPU worker, or the wire to it, has the other; 1 keeps them together; auto times both for up to 16 "
+    "sequences and takes the faster, with the same text. Device cuda keeps them together.");
+ABSL_FLAG(
     std::string, predictor, "auto",
     "Which neurons to compute: auto, all, gate, sketch, lowrank, or the address of a PredictorService.");
 ABSL_FLAG(double, predictor_threshold_shift, 0,
@@ -172,6 +177,13 @@ absl::StatusOr<std::optional<PlannedFault>> PlannedFaultFromFlag() {
   return planned;
 }
 
+absl::StatusOr<int64_t> MicroBatchesFromFlag() {
+  const std::string text = absl::GetFlag(FLAGS_micro_batches);
+  if (text == "auto") return 0;
+  if (text == "1" || text == "2") return text[0] - '0';
+  return base::UsageError(absl::StrCat("--micro-batches=", text, ": use auto, 1 or 2"));
+}
+
 int64_t MaxPrefillRows() {
   const int64_t rows = absl::GetFlag(FLAGS_max_prefill_rows);
   if (rows != 0) return rows;
@@ -255,6 +267,7 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("threads", absl::GetFlag(FLAGS_threads), 0, kMostThreads));
   ISOTHERM_ASSIGN_OR_RETURN(options.runner.kv_type, KvTypeFromFlag());
   ISOTHERM_ASSIGN_OR_RETURN(options.runner.planned_fault, PlannedFaultFromFlag());
+  ISOTHERM_ASSIGN_OR_RETURN(options.runner.micro_batches, MicroBatchesFromFlag());
   const double budget = absl::GetFlag(FLAGS_vram_budget);
   if (!(budget >= 0 && budget <= 1 << 20))
     return base::UsageError("--vram-budget: a number of GiB is expected");
@@ -388,7 +401,7 @@ int main(int argc, char** argv) {
           {"Placement", {"profile", "profile_dir", "save_profile", "placement", "adapt", "adapt_interval"}},
           {"Device",
            {"device", "devices", "vram_budget", "attention_offload", "threads", "max_prefill_rows",
-            "max_decode_rows", "stream_rows", "look_ahead", "spin_us", "time_operators",
+            "max_decode_rows", "micro_batches", "stream_rows", "look_ahead", "spin_us", "time_operators",
             "inject_device_fault"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",

@@ -50,7 +50,8 @@ struct SharedMemory {
   absl::Duration timeout;
 };
 
-// Client side. Thread-compatible: one driver thread, one exchange in flight.
+// Client side. Thread-compatible: one driver thread. Up to kSlots exchanges are in flight; they are answered
+// in the order in which they were sent, so that the next travels while the CPU worker computes one.
 class Channel {
  public:
   virtual ~Channel() = default;
@@ -63,12 +64,12 @@ class Channel {
   // Tells the worker's log whom exchanges are for. Between exchanges; a channel that breaks loses it.
   virtual void Note(const worker::v1::SequenceNote& note) = 0;
 
-  // Begin, fill the buffers, Send, (compute the hot half), Await.
+  // Begin, fill the buffers, Send, (compute the hot half), Await, which is for the oldest one in flight.
   virtual absl::StatusOr<RequestBuffers> Begin(const RequestHeader& header) = 0;
   // `gate_value_count`: how many compacted values were written.
   virtual absl::Status Send(int64_t gate_value_count) = 0;
   struct Answer {
-    const float* y = nullptr;  // [rows, hidden]; valid until the next Begin
+    const float* y = nullptr;  // [rows, hidden]; valid until the next Begin or Await
     int64_t computed = 0;      // FfnStatistics of the worker
     int64_t active = 0;
     absl::Duration latency;  // from Send to the answer's arrival
@@ -79,7 +80,7 @@ class Channel {
   virtual absl::StatusOr<Answer> Await() = 0;
 
   // Says which neurons, `mask` [MaskWords(ffn)], the next request will probably ask for, of which layer; the
-  // worker may fetch them into its caches. Between Await and Begin, or while an exchange is in flight.
+  // worker may fetch them into its caches. Between Await and Begin, or while one exchange is in flight.
   // Nothing happens where there is no shared memory.
   virtual void Expect(int64_t layer, const uint64_t* mask) {}
 

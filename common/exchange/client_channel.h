@@ -1,6 +1,7 @@
 #ifndef ISOTHERM_COMMON_EXCHANGE_CLIENT_CHANNEL_H_
 #define ISOTHERM_COMMON_EXCHANGE_CLIENT_CHANNEL_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 
@@ -48,14 +49,19 @@ class ClientChannel : public Channel {
   std::unique_ptr<ClientStream> stream_;
 
  private:
-  enum class Turn { kBegin, kSend, kAwait };
-  absl::Status TakeTurn(Turn turn, const char* call);
+  struct Exchange {
+    Descriptor request{};
+    int64_t sent_at_ns = 0;
+  };
+  // What is wrong with calling `call` now.
+  absl::Status Require(bool its_turn, const char* call);
+  Exchange& exchange(uint32_t sequence) { return exchanges_[sequence % kSlots]; }
 
   absl::Status error_;
-  Turn turn_ = Turn::kBegin;
-  Descriptor request_{};
-  uint32_t sequence_ = 0;
-  int64_t sent_at_ns_ = 0;
+  bool begun_ = false;     // the last one begun is not sent
+  uint32_t sequence_ = 0;  // of the last one begun
+  uint32_t awaited_ = 0;   // of the last one whose answer was taken
+  std::array<Exchange, kSlots> exchanges_;
   int64_t bytes_exchanged_ = 0;
 };
 

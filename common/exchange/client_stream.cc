@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/exchange/descriptor.h"
 #include "common/exchange/doorbell.h"
 
 namespace isotherm::exchange {
@@ -66,13 +67,13 @@ void ClientStream::Handle(Event event, bool ok) {
 }
 
 void ClientStream::Deliver() {
-  if (inbox_.has_value()) {
-    // One exchange is in flight at a time, so a second message before the first was taken answers nothing.
+  if (inbox_.size() == kSlots) {
+    // No more exchanges are in flight at a time, so that this answers nothing.
     overrun_ = true;
     context_.TryCancel();
     return;
   }
-  inbox_.emplace(Incoming{std::move(reading_), MonotonicNanoseconds()});
+  inbox_.push_back({std::move(reading_), MonotonicNanoseconds()});
   readable_.store(true, std::memory_order_release);
 }
 
@@ -110,14 +111,14 @@ absl::StatusOr<ClientStream::Incoming> ClientStream::Read(absl::Duration timeout
     while (!readable_.load(std::memory_order_acquire) && MonotonicNanoseconds() < end) base::CpuRelax();
   }
   std::unique_lock<std::mutex> lock(mutex_);
-  const bool ready =
-      changed_.wait_for(lock, Bounded(timeout), [this] { return ended_ || inbox_.has_value(); });
+  const bool ready = changed_.wait_for(lock, Bounded(timeout), [this] { return ended_ || !inbox_.empty(); });
   if (!ready)
     return absl::DeadlineExceededError(
         absl::StrCat("no message from the CPU worker in ", absl::FormatDuration(timeout)));
-  if (overrun_ || !inbox_.has_value()) return EndStatus();
-  Incoming incoming = *std::exchange(inbox_, std::nullopt);
-  readable_.store(ended_, std::memory_order_release);
+  if (overrun_ || inbox_.empty()) return EndStatus();
+  Incoming incoming = std::move(inbox_.front());
+  inbox_.pop_front();
+  readable_.store(ended_ || !inbox_.empty(), std::memory_order_release);
   return incoming;
 }
 

@@ -6,10 +6,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <thread>
 
 #include "absl/status/status.h"
@@ -77,11 +77,11 @@ class ClientStream {
   bool writing_ = false;
   bool finishing_ = false;  // no new operation may start
   bool ended_ = false;
-  bool overrun_ = false;  // the server sent an answer nobody had asked for
-  std::optional<Incoming> inbox_;
+  bool overrun_ = false;  // the server sent more answers than exchanges can be in flight
+  std::deque<Incoming> inbox_;
   grpc::Status status_;
   std::function<void()> on_end_;
-  // Mirrors "inbox_ or ended_" for spinning without the lock.
+  // Mirrors "inbox_ has something or ended_" for spinning without the lock.
   std::atomic<bool> readable_{false};
 
   std::thread thread_;  // last: runs once everything above exists

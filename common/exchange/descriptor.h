@@ -14,7 +14,8 @@ static_assert(std::endian::native == std::endian::little, "the layout is little-
 
 inline constexpr int64_t kCacheLine = 64;
 
-// Two slots: the answer of one exchange stays whole while the next request is being written.
+// Two slots: two exchanges may be in flight, and the answer of one stays whole while the next request is
+// being written.
 inline constexpr uint32_t kSlots = 2;
 static_assert(std::has_single_bit(kSlots),
               "sequence % slots must stay in step when the 32-bit sequence number wraps");

@@ -16,7 +16,8 @@
 // A region is a header of one page and then a ring of slots. One exchange is: the client fills the slot of
 // its sequence number (payload and descriptor), then stores the sequence number to the request doorbell with
 // release; the server loads it with acquire, computes, fills the answer half of the slot, then stores the
-// same number to the answer doorbell with release.
+// same number to the answer doorbell with release. The client may ring for as many exchanges as there are
+// slots before it awaits the first answer; the server answers them one after another.
 //
 // Between two requests the client may say what it expects the next one to ask for: it fills `expected` in the
 // slot of that request and stores its sequence number to the expectation doorbell. The server may fetch the

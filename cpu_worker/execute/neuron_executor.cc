@@ -11,7 +11,7 @@ namespace isotherm::cpu_worker {
 NeuronExecutor::Metrics NeuronExecutor::MakeMetrics() {
   observe::Registry& registry = observe::Registry::Global();
   return {registry.GetCounter("isotherm_cpu_worker_exchanges_total",
-                              "Exchanges answered: one for a layer and step."),
+                              "Exchanges answered: one for a layer and micro-batch."),
           registry.GetCounter("isotherm_cpu_worker_rows_total", "Token rows of the exchanges answered."),
           registry.GetCounter("isotherm_cpu_worker_neurons_computed_total",
                               "Neurons computed, once for each token row that asked."),

@@ -55,6 +55,7 @@ absl::Status SplitChannel::Send(int64_t) {
   for (const Member& member : members_) {
     if (const absl::Status sent = SendTo(member); !sent.ok()) return Fail(sent);
   }
+  rows_in_flight_.push_back(header_.rows);
   return absl::OkStatus();
 }
 
@@ -75,7 +76,9 @@ absl::Status SplitChannel::SendTo(const Member& member) {
 
 absl::StatusOr<exchange::Channel::Answer> SplitChannel::Await() {
   ISOTHERM_RETURN_IF_ERROR(error_);
-  const int64_t count = header_.rows * geometry_.hidden;
+  if (rows_in_flight_.empty()) return Fail(absl::FailedPreconditionError("exchange: Await out of turn"));
+  const int64_t count = rows_in_flight_.front() * geometry_.hidden;
+  rows_in_flight_.pop_front();
   Answer sum{.y = y_.data()};
   for (size_t i = 0; i < members_.size(); ++i) {
     const absl::StatusOr<Answer> answer = members_[i].channel->Await();

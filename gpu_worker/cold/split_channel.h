@@ -2,6 +2,7 @@
 #define ISOTHERM_GPU_WORKER_COLD_SPLIT_CHANNEL_H_
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <vector>
 
@@ -51,11 +52,12 @@ class SplitChannel final : public exchange::Channel {
   const int64_t words_;
   const std::vector<Member> members_;
   absl::Status error_;
-  exchange::RequestHeader header_;
-  std::vector<float> x_;            // [max_rows, hidden]
-  std::vector<uint64_t> masks_;     // [max_rows, words]
-  std::vector<float> gate_values_;  // [max_rows * ffn] where the geometry has them
-  std::vector<float> y_;            // [max_rows, hidden]
+  exchange::RequestHeader header_;      // of the last exchange begun
+  std::deque<int64_t> rows_in_flight_;  // of the exchanges sent and not awaited
+  std::vector<float> x_;                // [max_rows, hidden]
+  std::vector<uint64_t> masks_;         // [max_rows, words]
+  std::vector<float> gate_values_;      // [max_rows * ffn] where the geometry has them
+  std::vector<float> y_;                // [max_rows, hidden]
   std::vector<std::vector<absl::Duration>> latencies_;
 };
 

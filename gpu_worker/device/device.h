@@ -72,6 +72,12 @@ struct PassInput {
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
 };
 
+// Rows [begin, end) of a pass.
+struct RowRange {
+  int64_t begin = 0, end = 0;
+  int64_t count() const { return end - begin; }
+};
+
 // How tokens become hidden states.
 struct Embedding {
   kernels::WeightMatrix tokens;  // [vocabulary, hidden]
@@ -197,9 +203,16 @@ class Device {
   // The CPU worker's channel for the passes to come; null when every neuron is hot.
   virtual void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) = 0;
 
+  // How many groups of rows the graph may take in turn, so that one is computed while the CPU worker has the
+  // other.
+  virtual int64_t most_micro_batches() const { return 1; }
+
   // Between two calls of Configure or SetChannel, passes with as many rows, output rows and scored rows must
   // enqueue the same operators with the same arguments: a device may repeat what it recorded.
   virtual void BeginPass(const PassInput& input) = 0;
+  // RopeAndWriteKv and Attention are from now on for these rows of the pass; BeginPass selects all. A device
+  // that takes one micro-batch is given no other.
+  virtual void SelectRows(RowRange rows) {}
   // Waits for everything enqueued. The first failure of the pass, if any; its results are then void.
   virtual absl::Status EndPass() = 0;
   // Copies to host memory; valid after EndPass returned.
@@ -251,7 +264,8 @@ class Device {
 
   // Ships the rows and their cold mask bits to the CPU worker. Nothing happens for a layer that is wholly
   // hot. Other operators may stand between it and HotFfn (a parallel attention): x, masks and gate stay as
-  // they are until MergeCold.
+  // they are until MergeCold. Of as many micro-batches as the device allows, one may be sent before another's
+  // MergeCold, which take the answers in the order of the calls.
   virtual void SendCold(const FfnCall& call, const HotLayer& hot) = 0;
   // y = the hot neurons' part.
   virtual void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) = 0;

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -19,6 +20,20 @@ void PrefetchAttention(const model::Model& model, int64_t index) {
   for (const model::Affine* projection : {&layer.q, &layer.k, &layer.v, &layer.attention_output}) {
     model.file().PrefetchPages(*projection->weight.info);
   }
+}
+
+// `count` rows in so many groups of like size, none of them empty.
+std::vector<RowRange> DivideRows(int64_t count, int64_t groups) {
+  groups = std::min(groups, count);
+  std::vector<RowRange> ranges;
+  for (int64_t i = 0; i < groups; ++i) ranges.push_back({count * i / groups, count * (i + 1) / groups});
+  return ranges;
+}
+
+// Where these rows lie in a buffer of rows of `width` values.
+template <typename T = float>
+T* RowsOf(const Buffer& buffer, RowRange rows, int64_t width) {
+  return buffer.as<T>() + rows.begin * width;
 }
 
 }  // namespace
@@ -220,79 +235,111 @@ void Decoder::Enqueue(const Pass& pass) {
     device_.Normalize(layers_[range_.begin].attention_norm.view, residual_.as<float>(), rows, h_.hidden,
                       normed_.as<float>());
   }
-  for (int64_t l = range_.begin; l < range_.end; ++l) {
-    h_.parallel_attention ? EnqueueParallelLayer(l, rows) : EnqueueSequentialLayer(l, rows);
-  }
+  EnqueueLayers(DivideRows(rows, pass.micro_batches));
   if (is_last() && !pass.input.output_rows.empty()) EnqueueHead(pass);
 }
 
-// From the normed input of this layer to that of the next.
-void Decoder::EnqueueSequentialLayer(int64_t index, int64_t rows) {
-  const LayerWeights& layer = layers_[index];
-  float* residual = residual_.as<float>();
-  EnqueueAttention(layer, rows);
-  device_.AddAndNormalize({normed_.as<float>(), nullptr, h_.residual_scale}, layer.ffn_norm.view, rows,
-                          h_.hidden, residual, ffn_input_.as<float>());
-
-  EnqueueHotFfn(EnqueueColdFfn(index, rows));
-  const Term ffn{ffn_.as<float>(), layer.down_bias.as<float>(), h_.residual_scale};
-  if (index + 1 == range_.end) return device_.Add(ffn.x, ffn.bias, ffn.scale, rows, h_.hidden, residual);
-  device_.AddAndNormalize(ffn, layers_[index + 1].attention_norm.view, rows, h_.hidden, residual,
-                          normed_.as<float>());
+// A batch's answer is waited for when it is its turn again, so that the CPU worker has had it while the other
+// batches were computed here.
+void Decoder::EnqueueLayers(const std::vector<RowRange>& batches) {
+  const auto begin = h_.parallel_attention ? &Decoder::BeginParallelLayer : &Decoder::BeginSequentialLayer;
+  const auto end = h_.parallel_attention ? &Decoder::EndParallelLayer : &Decoder::EndSequentialLayer;
+  std::vector<FfnCall> calls(batches.size());
+  for (int64_t l = range_.begin; l < range_.end; ++l) {
+    for (size_t i = 0; i < batches.size(); ++i) {
+      if (l > range_.begin) (this->*end)(calls[i], batches[i]);
+      device_.SelectRows(batches[i]);
+      calls[i] = (this->*begin)(l, batches[i]);
+    }
+    // With several the next exchange is another batch's.
+    if (batches.size() == 1) EnqueueExpectation(l + 1, batches[0].count());
+  }
+  for (size_t i = 0; i < batches.size(); ++i) (this->*end)(calls[i], batches[i]);
 }
 
-// Both branches read the layer's input, so that the cold half is under way while attention is computed.
-void Decoder::EnqueueParallelLayer(int64_t index, int64_t rows) {
+// From the normed input of the layer to the hot half of its FFN; the cold half is on its way.
+FfnCall Decoder::BeginSequentialLayer(int64_t index, RowRange rows) {
   const LayerWeights& layer = layers_[index];
-  float* residual = residual_.as<float>();
-  device_.Normalize(layer.ffn_norm.view, residual, rows, h_.hidden, ffn_input_.as<float>());
+  EnqueueAttention(layer, rows);
+  device_.AddAndNormalize({RowsOf(normed_, rows, h_.hidden), nullptr, h_.residual_scale}, layer.ffn_norm.view,
+                          rows.count(), h_.hidden, RowsOf(residual_, rows, h_.hidden),
+                          RowsOf(ffn_input_, rows, h_.hidden));
   const FfnCall call = EnqueueColdFfn(index, rows);
-  device_.Normalize(layer.attention_norm.view, residual, rows, h_.hidden, normed_.as<float>());
-  EnqueueAttention(layer, rows);
-  EnqueueHotFfn(call);
-  device_.Add(normed_.as<float>(), nullptr, h_.residual_scale, rows, h_.hidden, residual);
-  device_.Add(ffn_.as<float>(), layer.down_bias.as<float>(), h_.residual_scale, rows, h_.hidden, residual);
-}
-
-void Decoder::Project(const DeviceProjection& projection, const Buffer& x, int64_t rows, const Buffer& y) {
-  device_.MatMul(projection.weight.view, projection.bias.as<float>(), x.as<float>(), rows, y.as<float>());
-}
-
-// From normed_ to normed_.
-void Decoder::EnqueueAttention(const LayerWeights& layer, int64_t rows) {
-  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(h_.head_dim)));
-  const auto product = [](const DeviceProjection& projection, const Buffer& y) {
-    return Product{projection.weight.view, projection.bias.as<float>(), y.as<float>()};
-  };
-  device_.MatMuls({product(layer.q, q_), product(layer.k, k_), product(layer.v, v_)}, normed_.as<float>(),
-                  rows);
-  device_.RopeAndWriteKv(rope_, layer.kv_view, h_.heads, q_.as<float>(), k_.as<float>(), v_.as<float>());
-  device_.Attention(layer.kv_view, q_.as<float>(), h_.heads, scale, attention_.as<float>());
-  Project(layer.attention_output, attention_, rows, normed_);
-}
-
-// From ffn_input_: predicts, and sends the cold half on its way.
-FfnCall Decoder::EnqueueColdFfn(int64_t index, int64_t rows) {
-  const Prediction prediction{masks_.as<uint64_t>(), scores_.as<float>()};
-  predictor_->Enqueue(device_, index, residual_.as<float>(), ffn_input_.as<float>(), rows, prediction);
-
-  FfnCall call;
-  call.layer = index;
-  call.rows = rows;
-  call.x = ffn_input_.as<float>();
-  call.masks = masks_.as<uint64_t>();
-  call.gate = predictor_->yields_gate() ? scores_.as<float>() : nullptr;
-  call.dense = predictor_->dense();
-  device_.SendCold(call, layers_[index].hot);
+  device_.HotFfn(call, layer.hot, RowsOf(ffn_, rows, h_.hidden));
   return call;
 }
 
-// Into ffn_: the hot half, then the cold one added to it.
-void Decoder::EnqueueHotFfn(const FfnCall& call) {
-  const HotLayer& hot = layers_[call.layer].hot;
-  device_.HotFfn(call, hot, ffn_.as<float>());
-  EnqueueExpectation(call.layer + 1, call.rows);
-  device_.MergeCold(call, hot, ffn_.as<float>());
+// To the normed input of the next layer.
+void Decoder::EndSequentialLayer(const FfnCall& call, RowRange rows) {
+  const LayerWeights& layer = layers_[call.layer];
+  float* residual = RowsOf(residual_, rows, h_.hidden);
+  float* ffn = RowsOf(ffn_, rows, h_.hidden);
+  device_.MergeCold(call, layer.hot, ffn);
+  const Term term{ffn, layer.down_bias.as<float>(), h_.residual_scale};
+  if (call.layer + 1 == range_.end) {
+    return device_.Add(term.x, term.bias, term.scale, call.rows, h_.hidden, residual);
+  }
+  device_.AddAndNormalize(term, layers_[call.layer + 1].attention_norm.view, call.rows, h_.hidden, residual,
+                          RowsOf(normed_, rows, h_.hidden));
+}
+
+// Both branches read the layer's input, so that the cold half is under way while attention is computed.
+FfnCall Decoder::BeginParallelLayer(int64_t index, RowRange rows) {
+  const LayerWeights& layer = layers_[index];
+  const float* residual = RowsOf(residual_, rows, h_.hidden);
+  device_.Normalize(layer.ffn_norm.view, residual, rows.count(), h_.hidden,
+                    RowsOf(ffn_input_, rows, h_.hidden));
+  const FfnCall call = EnqueueColdFfn(index, rows);
+  device_.Normalize(layer.attention_norm.view, residual, rows.count(), h_.hidden,
+                    RowsOf(normed_, rows, h_.hidden));
+  EnqueueAttention(layer, rows);
+  device_.HotFfn(call, layer.hot, RowsOf(ffn_, rows, h_.hidden));
+  return call;
+}
+
+void Decoder::EndParallelLayer(const FfnCall& call, RowRange rows) {
+  const LayerWeights& layer = layers_[call.layer];
+  float* residual = RowsOf(residual_, rows, h_.hidden);
+  float* ffn = RowsOf(ffn_, rows, h_.hidden);
+  device_.MergeCold(call, layer.hot, ffn);
+  device_.Add(RowsOf(normed_, rows, h_.hidden), nullptr, h_.residual_scale, call.rows, h_.hidden, residual);
+  device_.Add(ffn, layer.down_bias.as<float>(), h_.residual_scale, call.rows, h_.hidden, residual);
+}
+
+// From normed_ to normed_.
+void Decoder::EnqueueAttention(const LayerWeights& layer, RowRange rows) {
+  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(h_.head_dim)));
+  const auto product = [](const DeviceProjection& projection, float* y) {
+    return Product{projection.weight.view, projection.bias.as<float>(), y};
+  };
+  const int64_t query = h_.heads * h_.head_dim;
+  const int64_t key = h_.kv_heads * h_.head_dim;
+  float* normed = RowsOf(normed_, rows, h_.hidden);
+  float* q = RowsOf(q_, rows, query);
+  float* k = RowsOf(k_, rows, key);
+  float* v = RowsOf(v_, rows, key);
+  float* attention = RowsOf(attention_, rows, query);
+  device_.MatMuls({product(layer.q, q), product(layer.k, k), product(layer.v, v)}, normed, rows.count());
+  device_.RopeAndWriteKv(rope_, layer.kv_view, h_.heads, q, k, v);
+  device_.Attention(layer.kv_view, q, h_.heads, scale, attention);
+  const DeviceProjection& output = layer.attention_output;
+  device_.MatMul(output.weight.view, output.bias.as<float>(), attention, rows.count(), normed);
+}
+
+// From ffn_input_: predicts, and sends the cold half on its way.
+FfnCall Decoder::EnqueueColdFfn(int64_t index, RowRange rows) {
+  FfnCall call;
+  call.layer = index;
+  call.rows = rows.count();
+  call.x = RowsOf(ffn_input_, rows, h_.hidden);
+  const Prediction prediction{RowsOf<uint64_t>(masks_, rows, neuron::MaskWords(h_.ffn)),
+                              RowsOf(scores_, rows, h_.ffn)};
+  predictor_->Enqueue(device_, index, RowsOf(residual_, rows, h_.hidden), call.x, call.rows, prediction);
+  call.masks = prediction.masks;
+  call.gate = predictor_->yields_gate() ? prediction.scores : nullptr;
+  call.dense = predictor_->dense();
+  device_.SendCold(call, layers_[index].hot);
+  return call;
 }
 
 // What the layer will probably want of the CPU worker, from the residual before the FFN of the layer before

@@ -22,6 +22,9 @@ struct Pass {
   PassInput input;
   int64_t logit_rows = 0;
   std::vector<uint32_t> targets;  // one for each output row after the first logit_rows
+  // Groups of rows that go through the layers in turn: while the CPU worker computes the cold neurons of one,
+  // the device computes another. At most as many as the devices take.
+  int64_t micro_batches = 1;
 };
 
 // Layers of a decoder on a device, all of them or some in a row: weights, KV cache, workspace and the order
@@ -77,12 +80,13 @@ class Decoder {
                              LayerWeights& layer);
   absl::Status LoadRope(const model::Model& model);
   absl::Status AllocateWorkspace(const RunnerOptions& options);
-  void EnqueueSequentialLayer(int64_t index, int64_t rows);
-  void EnqueueParallelLayer(int64_t index, int64_t rows);
-  void Project(const DeviceProjection& projection, const Buffer& x, int64_t rows, const Buffer& y);
-  void EnqueueAttention(const LayerWeights& layer, int64_t rows);
-  FfnCall EnqueueColdFfn(int64_t index, int64_t rows);
-  void EnqueueHotFfn(const FfnCall& call);
+  void EnqueueLayers(const std::vector<RowRange>& batches);
+  FfnCall BeginSequentialLayer(int64_t index, RowRange rows);
+  void EndSequentialLayer(const FfnCall& call, RowRange rows);
+  FfnCall BeginParallelLayer(int64_t index, RowRange rows);
+  void EndParallelLayer(const FfnCall& call, RowRange rows);
+  void EnqueueAttention(const LayerWeights& layer, RowRange rows);
+  FfnCall EnqueueColdFfn(int64_t index, RowRange rows);
   void EnqueueExpectation(int64_t index, int64_t rows);
   void EnqueueHead(const Pass& pass);
 

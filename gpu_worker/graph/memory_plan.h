@@ -40,6 +40,8 @@ struct RunnerOptions {
   std::optional<int64_t> budget_bytes;
   // Room on each device for neurons on their way into the hot set (HotSet); 0: it stays as it is.
   int64_t hot_staging_bytes = 0;
+  // Micro-batches of a decode pass, see MicroBatchPolicy; 0: by measurement.
+  int64_t micro_batches = 0;
   // For tests.
   std::optional<PlannedFault> planned_fault;
 

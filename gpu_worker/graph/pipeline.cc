@@ -49,6 +49,12 @@ absl::Status Pipeline::ReadLogProbabilities(int64_t count, float* out) {
   return stages_.back().device->Read(decoders_.back()->log_probabilities(), count, out);
 }
 
+int64_t Pipeline::most_micro_batches() const {
+  int64_t most = stages_.front().device->most_micro_batches();
+  for (const Stage& stage : stages_) most = std::min(most, stage.device->most_micro_batches());
+  return most;
+}
+
 void Pipeline::SetChannel(exchange::Channel* channel, uint64_t placement_epoch) {
   for (const Stage& stage : stages_) stage.device->SetChannel(channel, placement_epoch);
 }

@@ -41,6 +41,7 @@ class Pipeline {
   absl::Status ReadLogProbabilities(int64_t count, float* out);
 
   // What Device says of the same name, of all devices.
+  int64_t most_micro_batches() const;
   void SetChannel(exchange::Channel* channel, uint64_t placement_epoch);
   PassStatistics TakeStatistics();
   FiringCounts TakeFirings();

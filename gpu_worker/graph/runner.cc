@@ -45,11 +45,16 @@ absl::Duration Median(std::vector<absl::Duration> values) {
 
 Runner::Runner(const model::Hyperparameters& hyperparameters, const RunnerOptions& options,
                Pipeline* pipeline)
-    : h_(hyperparameters), options_(options), pipeline_(pipeline), layer_totals_(hyperparameters.layers) {}
+    : h_(hyperparameters),
+      options_(options),
+      pipeline_(pipeline),
+      micro_batch_policy_(options.micro_batches, pipeline->most_micro_batches()),
+      layer_totals_(hyperparameters.layers) {}
 
 absl::StatusOr<v1::StepSuccess> Runner::Run(const v1::StepRequest& request) {
   ISOTHERM_RETURN_IF_ERROR(Validate(request));
   const absl::Time start = absl::Now();
+  micro_batches_ = 0;
   Tally tally;
   tally.layers.resize(h_.layers);
   v1::StepSuccess success;
@@ -167,9 +172,25 @@ absl::Status Runner::RunPass(const v1::StepRequest& request, const std::vector<i
   if (options_.planned_fault.has_value() && ++passes_ == options_.planned_fault->pass) {
     pipeline_->BreakNext(options_.planned_fault->fault);
   }
+  const bool decode = IsDecode(request.slices(slices.front()));
+  ISOTHERM_RETURN_IF_ERROR(decode ? RunDecode(pass, tally) : RunPrefill(pass, tally));
+  return Collect(outputs, pass.logit_rows, success);
+}
+
+absl::Status Runner::RunPrefill(const Pass& pass, Tally& tally) {
   ISOTHERM_RETURN_IF_ERROR(pipeline_->Run(pass));
   TakePass(pass.input.rows(), tally);
-  return Collect(outputs, pass.logit_rows, success);
+  return absl::OkStatus();
+}
+
+absl::Status Runner::RunDecode(Pass& pass, Tally& tally) {
+  const int64_t rows = pass.input.rows();
+  pass.micro_batches = micro_batches_ = micro_batch_policy_.Choose(rows);
+  const absl::Time start = absl::Now();
+  ISOTHERM_RETURN_IF_ERROR(pipeline_->Run(pass));
+  const absl::Duration taken = absl::Now() - start;
+  micro_batch_policy_.Record(rows, taken, TakePass(rows, tally));
+  return absl::OkStatus();
 }
 
 absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_rows,
@@ -189,13 +210,14 @@ absl::Status Runner::Collect(const std::vector<Output>& outputs, int64_t logit_r
   return absl::OkStatus();
 }
 
-void Runner::TakePass(int64_t rows, Tally& tally) {
+absl::Duration Runner::TakePass(int64_t rows, Tally& tally) {
   PassStatistics pass = pipeline_->TakeStatistics();
   tally.rows += rows;
   tally.cpu_worker_wait += pass.cpu_worker_wait;
   tally.exchange_latencies.insert(tally.exchange_latencies.end(), pass.exchange_latencies.begin(),
                                   pass.exchange_latencies.end());
   for (int64_t l = 0; l < h_.layers; ++l) tally.layers[l] += pass.layers[l];
+  return pass.cpu_worker_wait;
 }
 
 void Runner::Account(Tally tally, v1::StepStatistics& statistics) {

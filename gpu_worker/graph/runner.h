@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "gpu_worker/graph/micro_batch_policy.h"
 #include "gpu_worker/graph/pipeline.h"
 #include "isotherm/worker/v1/model_runner.pb.h"
 
@@ -23,6 +24,8 @@ class Runner {
   // Sums by layer since the start, for metrics. Rows times neurons.
   const std::vector<LayerStatistics>& layer_totals() const { return layer_totals_; }
   int64_t rows_total() const { return rows_total_; }
+  // Of the decode pass of the last step; 0: it had none.
+  int64_t last_micro_batches() const { return micro_batches_; }
   // Every exchange of the last step.
   const std::vector<absl::Duration>& last_exchange_latencies() const { return exchange_latencies_; }
 
@@ -45,14 +48,20 @@ class Runner {
   };
   absl::Status RunPass(const worker::v1::StepRequest& request, const std::vector<int>& slices,
                        worker::v1::StepSuccess& success, Tally& tally);
+  // On the devices, and counts it.
+  absl::Status RunPrefill(const Pass& pass, Tally& tally);
+  absl::Status RunDecode(Pass& pass, Tally& tally);
   absl::Status Collect(const std::vector<Output>& outputs, int64_t logit_rows,
                        worker::v1::StepSuccess& success);
-  void TakePass(int64_t rows, Tally& tally);
+  // The time that the pass waited for the CPU worker.
+  absl::Duration TakePass(int64_t rows, Tally& tally);
   void Account(Tally tally, worker::v1::StepStatistics& statistics);
 
   const model::Hyperparameters h_;
   const RunnerOptions options_;
   Pipeline* const pipeline_;
+  MicroBatchPolicy micro_batch_policy_;
+  int64_t micro_batches_ = 0;
   std::vector<LayerStatistics> layer_totals_;
   int64_t rows_total_ = 0;
   int64_t passes_ = 0;  // begun

@@ -15,11 +15,11 @@ void HostDevice::Attention(const kernels::PagedKv& kv, const float* q, int64_t h
     if (mine.size() < scratch) mine.resize(scratch);
   }
   // A task is one row's query heads over one KV head, so that a single long sequence uses every thread.
-  pool_.ParallelFor(pass_.rows() * kv.kv_heads, 1, [&](int64_t begin, int64_t end, int member) {
+  pool_.ParallelFor(rows_.count() * kv.kv_heads, 1, [&](int64_t begin, int64_t end, int member) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task / kv.kv_heads;
       const int64_t kv_head = task % kv.kv_heads;
-      kernels::Attend(kv, BlockTable(row), pass_.positions[row] + 1, q + row * width, heads, kv_head * group,
+      kernels::Attend(kv, BlockTable(row), Position(row) + 1, q + row * width, heads, kv_head * group,
                       (kv_head + 1) * group, scale, attention_scratch_[member].data(), out + row * width);
     }
   });

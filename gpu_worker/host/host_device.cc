@@ -78,8 +78,9 @@ void HostDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch
 
 void HostDevice::BeginPass(const PassInput& input) {
   pass_ = input;
+  rows_ = {0, input.rows()};
   failure_ = absl::OkStatus();
-  exchange_pending_ = false;
+  exchanges_pending_ = 0;
   if (channel_ != nullptr) channel_->BeginStep(input.step);
 }
 

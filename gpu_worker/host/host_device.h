@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/base/thread_pool.h"
+#include "common/exchange/descriptor.h"
 #include "common/neuron/ffn.h"
 #include "gpu_worker/device/device.h"
 
@@ -46,7 +47,10 @@ class HostDevice : public Device {
   absl::Status Configure(const FfnParameters& ffn, int64_t layers, int64_t max_rows) override;
   void SetChannel(exchange::Channel* channel, uint64_t placement_epoch) override;
 
+  // As many as a channel has in flight.
+  int64_t most_micro_batches() const override { return exchange::kSlots; }
   void BeginPass(const PassInput& input) override;
+  void SelectRows(RowRange rows) override { rows_ = rows; }
   absl::Status EndPass() override;
   absl::Status Read(const float* source, int64_t count, float* out) override;
   absl::Status Import(Device& from, const float* source, int64_t count, float* out) override;
@@ -78,8 +82,10 @@ class HostDevice : public Device {
   FiringCounts TakeFirings() override;
 
  private:
+  // Of a row of those selected.
+  int32_t Position(int64_t row) const { return pass_.positions[rows_.begin + row]; }
   const uint32_t* BlockTable(int64_t row) const {
-    return pass_.block_tables.data() + pass_.table_offsets[row];
+    return pass_.block_tables.data() + pass_.table_offsets[rows_.begin + row];
   }
   void Latch(const absl::Status& status) {
     if (failure_.ok()) failure_ = status;
@@ -93,9 +99,10 @@ class HostDevice : public Device {
   uint64_t placement_epoch_ = 0;
 
   PassInput pass_;
+  RowRange rows_;  // of the pass, as selected
   absl::Status failure_;
   absl::Status health_;
-  bool exchange_pending_ = false;
+  int64_t exchanges_pending_ = 0;
   PassStatistics statistics_;
   FiringCounts firings_;
 

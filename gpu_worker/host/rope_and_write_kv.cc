@@ -7,12 +7,12 @@ void HostDevice::RopeAndWriteKv(const kernels::RopeTable& rope, const kernels::P
   if (!failure_.ok()) return;
   const int64_t query = heads * kv.head_dim;
   const int64_t key = kv.kv_heads * kv.head_dim;
-  pool_.ParallelFor(pass_.rows(), 8, [&](int64_t begin, int64_t end, int) {
+  pool_.ParallelFor(rows_.count(), 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
-      const auto position = static_cast<float>(pass_.positions[r]);
+      const auto position = static_cast<float>(Position(r));
       kernels::Rope(rope, position, heads, kv.head_dim, q + r * query);
       kernels::Rope(rope, position, kv.kv_heads, kv.head_dim, k + r * key);
-      kernels::WriteKv(kv, BlockTable(r), pass_.positions[r], k + r * key, v + r * key);
+      kernels::WriteKv(kv, BlockTable(r), Position(r), k + r * key, v + r * key);
     }
   });
 }

@@ -14,7 +14,7 @@ void HostDevice::SendCold(const FfnCall& call, const HotLayer& hot) {
   }
   const absl::Status sent = SendColdHalf(*channel_, pass_.step, placement_epoch_, call, hot.hot_mask, ffn_);
   if (!sent.ok()) return Latch(sent);
-  exchange_pending_ = true;
+  ++exchanges_pending_;
 }
 
 void HostDevice::HotFfn(const FfnCall& call, const HotLayer& hot, float* y) {
@@ -56,8 +56,9 @@ void HostDevice::ExpectCold(const FfnCall& call, const HotLayer& hot) {
 }
 
 void HostDevice::MergeCold(const FfnCall& call, const HotLayer& hot, float* y) {
-  if (!exchange_pending_) return;
-  exchange_pending_ = false;
+  // Of a layer that is wholly hot nothing was sent; what is pending is another micro-batch's.
+  if (exchanges_pending_ == 0 || hot.count == ffn_.ffn) return;
+  --exchanges_pending_;
   absl::StatusOr<exchange::Channel::Answer> answer = channel_->Await();
   if (!answer.ok()) return Latch(answer.status());
   kernels::Add(answer->y, y, call.rows * ffn_.hidden);

@@ -47,6 +47,12 @@ struct StepMetrics {
       observe::LatencyBuckets());
   observe::Counter wait = Registry::Global().GetCounter(
       "isotherm_cpu_worker_wait_seconds_total", "Time steps were blocked waiting for the CPU worker.");
+  static observe::Counter DecodePasses(const char* micro_batches) {
+    return Registry::Global().GetCounter("isotherm_decode_passes_total",
+                                         "Decode passes, by the groups of rows that took turns in them.",
+                                         {{"micro_batches", micro_batches}});
+  }
+  observe::Counter whole_passes = DecodePasses("1"), divided_passes = DecodePasses("2");
   observe::Histogram exchange = Registry::Global().GetHistogram(
       "isotherm_exchange_seconds", "One layer's exchange, from request doorbell to answer.",
       observe::ExchangeBuckets());
@@ -95,6 +101,9 @@ void RecordStep(const worker::v1::StepRequest& request, const worker::v1::StepSt
   metrics.exchange_bytes.Add(static_cast<double>(statistics.exchange_bytes()));
   metrics.computed.Add(static_cast<double>(statistics.neurons_computed()));
   metrics.active.Add(static_cast<double>(statistics.neurons_active()));
+  if (const int64_t micro_batches = runner.last_micro_batches(); micro_batches > 0) {
+    (micro_batches == 1 ? metrics.whole_passes : metrics.divided_passes).Add();
+  }
   for (absl::Duration latency : runner.last_exchange_latencies()) {
     metrics.exchange.Observe(absl::ToDoubleSeconds(latency));
   }

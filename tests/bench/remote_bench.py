@@ -8,6 +8,8 @@ that is what enters the model). For each wire greedy tokens must equal those ove
 bf16` those over the first wire), and the transport metric must say `inline`. The model: a token takes as long as over the wire
 without delay and limit, and for each layer the round trip and the bytes over the rate besides.
 
+With --streams N, N > 1, that many decode at once, and the decode batch as one is compared with two micro-batches in turn.
+
 With --quotas two CPU workers on unequal shares of the CPU (cgroup quotas) are compared with the first alone, on one host.
 
 Needs root, iproute2 and, for --quotas, a writable cgroup v1 cpu hierarchy or v2.
@@ -206,13 +208,20 @@ class Servers:
         return process
 
     def generate(self, options, tokens):
-        """Text and tokens a second of one greedy continuation."""
-        done = command(options.bin / "isotherm", "generate", f"--address={self.address}", "--wait=120s", "--temperature=0",
-                       "--ignore-eos", f"--max-tokens={tokens}", options.prompt, check=False)
-        speed = re.search(r"decode .* ([0-9.]+) tokens/s", done.stderr)
-        if speed is None:
-            raise SystemExit(f"generate failed:\n{done.stderr}\n{self.log.read_text()}")
-        return done.stdout, float(speed.group(1))
+        """Texts of greedy continuations, all streams at once, and their tokens a second together."""
+        prompts = [options.prompt, *(f"{options.prompt} {number}" for number in range(2, options.streams + 1))]
+        streams = [subprocess.Popen([options.bin / "isotherm", "generate", f"--address={self.address}", "--wait=120s",
+                                     "--temperature=0", "--ignore-eos", f"--max-tokens={tokens}", prompt],
+                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for prompt in prompts]
+        texts, speeds = [], []
+        for stream in streams:
+            text, said = stream.communicate()
+            speed = re.search(r"decode .* ([0-9.]+) tokens/s", said)
+            if speed is None:
+                raise SystemExit(f"generate failed:\n{said}\n{self.log.read_text()}")
+            texts.append(text)
+            speeds.append(float(speed.group(1)))
+        return texts, sum(speeds)
 
     def metric(self, name):
         with urllib.request.urlopen(f"http://127.0.0.1:{GPU_METRICS}/metrics", timeout=10) as response:
@@ -255,7 +264,7 @@ class CpuQuota:
 
 
 def measure(servers, options, expected=None):
-    """(text, median tokens/s, bytes of a request and its answer) after a warm-up."""
+    """(texts, median tokens/s, bytes of a request and its answer) after a warm-up."""
     text, _ = servers.generate(options, options.tokens)
     if expected is not None and text != expected:
         raise SystemExit(f"other tokens than before:\n{text}\n---\n{expected}")
@@ -304,6 +313,25 @@ def wires(options):
               f"| {speed:.1f} | {predicted:.1f} | {speed / predicted:.0%} |", flush=True)
 
 
+def micro_batches(options):
+    print(f"{options.streams} streams")
+    print("| round trip ms (measured) | Gbit/s | one batch, tokens/s | two micro-batches | auto (passes divided) |")
+    print("| --- | --- | --- | --- | --- |")
+    expected = None
+    for milliseconds, gigabits in ((m, g) for g in options.gigabits for m in options.milliseconds):
+        speeds = {}
+        with closing(Wire(milliseconds / 1e3, gigabits * 1e9)) as wire:
+            for choice in ("1", "2", "auto"):
+                flags = ["--exchange-transport=inline", f"--micro-batches={choice}"]
+                with closing(Servers(options, wire, flags)) as servers:
+                    expected, speeds[choice], _ = measure(servers, options, expected)
+                    passes = servers.metric("isotherm_decode_passes_total")
+        divided = sum(count for series, count in passes.items() if 'micro_batches="2"' in series) / sum(passes.values())
+        one, two, auto = speeds.values()
+        print(f"| {milliseconds} ({wire.round_trip * 1e3:.2f}, {wire.how}) | {gigabits:g} | {one:.1f} "
+              f"| {two:.1f} ({two / one:.2f} x) | {auto:.1f} ({divided:.0%}) |", flush=True)
+
+
 def quotas(options):
     shares = [float(share) for share in options.quotas.split(",")]
     results = []
@@ -328,6 +356,7 @@ def main():
     parser.add_argument("--activations", choices=["f32", "bf16"], default="f32", help="on the wire")
     parser.add_argument("--gpu-threads", type=int, default=1)
     parser.add_argument("--cpu-threads", type=int, default=1)
+    parser.add_argument("--streams", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompt", default="Once upon a time")
@@ -336,7 +365,9 @@ def main():
     parser.add_argument("--gigabits", type=float, nargs="+", default=[1, 10])
     parser.add_argument("--quotas", help="shares of a core, one a CPU worker: 0.5,0.4; then only this is compared")
     options = parser.parse_args()
-    return quotas(options) if options.quotas else wires(options)
+    if options.quotas:
+        return quotas(options)
+    return micro_batches(options) if options.streams > 1 else wires(options)
 
 
 if __name__ == "__main__":

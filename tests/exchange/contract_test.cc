@@ -122,6 +122,26 @@ TEST_P(ContractTest, CarriesRowsWithoutNeurons) {
   EXPECT_EQ(RoundTrip(channel_.get(), geometry_, request), absl::OkStatus());
 }
 
+TEST_P(ContractTest, AnswersTwoInFlightInTheirOrder) {
+  Geometry geometry = SmallGeometry();
+  geometry.bf16 = false;
+  ASSERT_NO_FATAL_FAILURE(Start(geometry));
+  const auto request = [&](uint64_t number) {
+    const auto rows = static_cast<int64_t>(number % 4) + 1;
+    return RandomRequest(geometry_, {.step = number, .rows = rows, .has_gate_values = number % 3 == 0},
+                         number);
+  };
+  ASSERT_EQ(Dispatch(channel_.get(), request(0)), absl::OkStatus());
+  for (uint64_t number = 1; number < 200; ++number) {
+    ASSERT_EQ(Dispatch(channel_.get(), request(number)), absl::OkStatus());
+    ASSERT_EQ(Collect(channel_.get(), geometry_, request(number - 1)), absl::OkStatus());
+    // Once both answers are there, too.
+    if (number % 50 == 0) absl::SleepFor(absl::Milliseconds(5));
+  }
+  ASSERT_EQ(Collect(channel_.get(), geometry_, request(199)), absl::OkStatus());
+  EXPECT_FALSE(channel_->failed());
+}
+
 TEST_P(ContractTest, KeepsAnAnswerUntilTheNextBegin) {
   ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
   const Request request = RandomRequest(geometry_, {.rows = 1}, 1);
@@ -247,6 +267,13 @@ TEST_P(ContractTest, RefusesCallsOutOfTurn) {
   ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
   EXPECT_EQ(channel_->Await().status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(channel_->Send(0).code(), absl::StatusCode::kFailedPrecondition);
+  Stop();
+  ASSERT_NO_FATAL_FAILURE(Start(SmallGeometry()));
+  for (uint64_t seed = 1; seed <= 2; ++seed) {
+    ASSERT_EQ(Dispatch(channel_.get(), RandomRequest(geometry_, {.rows = 1}, seed)), absl::OkStatus());
+  }
+  EXPECT_EQ(channel_->Begin({.rows = 1}).status().code(), absl::StatusCode::kFailedPrecondition)
+      << "there are two slots";
 }
 
 TEST_P(ContractTest, RefusesHotNeurons) {

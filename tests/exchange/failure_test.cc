@@ -115,6 +115,24 @@ TEST_P(FailureTest, AWorkerKilledInMidExchangeIsUnavailableAtOnce) {
   EXPECT_EQ(Exchange(channel->get(), 0), error) << "reconnecting brought a dead channel back";
 }
 
+TEST_P(FailureTest, AWorkerKilledBetweenTwoAnswersIsUnavailableAtOnce) {
+  Peer worker("serve", socket_, directory_.path(), GetParam());
+  ASSERT_TRUE(worker.ready());
+  auto channel = Connect(stub_.get(), client_);
+  ASSERT_TRUE(channel.ok()) << channel.status();
+  const auto request = [&](int64_t layer) {
+    return RandomRequest(geometry_, {.step = 1, .layer = layer, .rows = 2}, 1);
+  };
+  ASSERT_EQ(Dispatch(channel->get(), request(0)), absl::OkStatus());
+  ASSERT_EQ(Dispatch(channel->get(), request(1)), absl::OkStatus());
+  ASSERT_EQ(Collect(channel->get(), geometry_, request(0)), absl::OkStatus());
+  worker.Kill();
+  const absl::Time killed = absl::Now();
+  EXPECT_EQ(Collect(channel->get(), geometry_, request(1)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_LT(absl::Now() - killed, absl::Seconds(1));
+  EXPECT_TRUE((*channel)->failed());
+}
+
 TEST_P(FailureTest, AWorkerKilledWhileIdleFailsTheChannel) {
   Peer worker("serve", socket_, directory_.path(), GetParam());
   ASSERT_TRUE(worker.ready());

@@ -212,7 +212,7 @@ Request RandomRequest(const Geometry& geometry, const RequestHeader& header, uin
   return request;
 }
 
-absl::Status RoundTrip(Channel* channel, const Geometry& geometry, const Request& request) {
+absl::Status Dispatch(Channel* channel, const Request& request) {
   ISOTHERM_ASSIGN_OR_RETURN(const RequestBuffers buffers, channel->Begin(request.header));
   const auto copy = [](const auto& from, auto* to) {
     std::memcpy(to, from.data(), from.size() * sizeof(from[0]));
@@ -220,7 +220,10 @@ absl::Status RoundTrip(Channel* channel, const Geometry& geometry, const Request
   copy(request.x, buffers.x);
   copy(request.masks, buffers.masks);
   if (request.header.has_gate_values) copy(request.gate_values, buffers.gate_values);
-  ISOTHERM_RETURN_IF_ERROR(channel->Send(static_cast<int64_t>(request.gate_values.size())));
+  return channel->Send(static_cast<int64_t>(request.gate_values.size()));
+}
+
+absl::Status Collect(Channel* channel, const Geometry& geometry, const Request& request) {
   ISOTHERM_ASSIGN_OR_RETURN(const Channel::Answer answer, channel->Await());
 
   thread_local std::vector<float> expected;
@@ -239,6 +242,11 @@ absl::Status RoundTrip(Channel* channel, const Geometry& geometry, const Request
     return absl::DataLossError("the answer's counts differ from the expected ones");
   }
   return absl::OkStatus();
+}
+
+absl::Status RoundTrip(Channel* channel, const Geometry& geometry, const Request& request) {
+  ISOTHERM_RETURN_IF_ERROR(Dispatch(channel, request));
+  return Collect(channel, geometry, request);
 }
 
 }  // namespace isotherm::exchange

@@ -99,7 +99,11 @@ struct Request {
   std::vector<float> gate_values;
 };
 Request RandomRequest(const Geometry& geometry, const RequestHeader& header, uint64_t seed);
-// Begin, fill, Send, Await, and every byte of the answer compared: DataLoss where one differs.
+// Begin, fill, Send.
+absl::Status Dispatch(Channel* channel, const Request& request);
+// Await, and every byte of the answer compared: DataLoss where one differs.
+absl::Status Collect(Channel* channel, const Geometry& geometry, const Request& request);
+// Both.
 absl::Status RoundTrip(Channel* channel, const Geometry& geometry, const Request& request);
 
 }  // namespace isotherm::exchange

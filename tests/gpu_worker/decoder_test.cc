@@ -50,10 +50,11 @@ class RecordingDevice final : public HostDevice {
 
 // On as many devices as there are counts of layers, or on one.
 std::unique_ptr<RunnerHarness> Load(const std::string& fixture, PredictorKind predictor, Record* records,
-                                    const std::vector<int64_t>& division = {}) {
+                                    const std::vector<int64_t>& division = {}, int64_t micro_batches = 1) {
   HarnessOptions options;
   options.predictor = predictor;
   options.division = division;
+  options.micro_batches = micro_batches;
   options.make_device = [&records] { return std::make_unique<RecordingDevice>(records++); };
   auto model = model::Model::Open(testing::FixturePath(fixture + ".gguf"));
   EXPECT_TRUE(model.ok()) << model.status();
@@ -104,10 +105,15 @@ TEST(DecoderTest, AllocatesWhatWasPlannedForEachDevice) {
   }
 }
 
-std::string OperatorsOf(const std::string& fixture) {
+// Of a decode step of so many sequences.
+std::string OperatorsOf(const std::string& fixture, int64_t sequences = 1, int64_t micro_batches = 1) {
   Record record;
-  const auto harness = Load(fixture, PredictorKind::kAll, &record);
-  const auto success = harness->Run({harness->Slice(0, 0, {1}, worker::v1::STEP_OUTPUT_LAST_LOGITS)});
+  const auto harness = Load(fixture, PredictorKind::kAll, &record, {}, micro_batches);
+  std::vector<worker::v1::SequenceSlice> slices;
+  for (int64_t i = 0; i < sequences; ++i) {
+    slices.push_back(harness->Slice(i, 0, {1}, worker::v1::STEP_OUTPUT_LAST_LOGITS));
+  }
+  const auto success = harness->Run(slices);
   EXPECT_TRUE(success.ok()) << success.status();
   return record.operators;
 }
@@ -117,6 +123,12 @@ TEST(DecoderTest, ColdWorkLeavesBeforeAnAttentionThatItDoesNotNeed) {
   EXPECT_EQ(OperatorsOf("falcon40b-relu-f32"), "SAHM");
   EXPECT_EQ(OperatorsOf("opt-relu-q8_0"), "ASHMASHM");
   EXPECT_EQ(OperatorsOf("mistral-relu-f16"), "ASHMASHM");
+}
+
+TEST(DecoderTest, AMicroBatchIsComputedWhileTheOtherIsAway) {
+  EXPECT_EQ(OperatorsOf("opt-relu-q8_0", 3, 2), "ASHASHMASHMASHMM");
+  EXPECT_EQ(OperatorsOf("falcon7b-gelu-f16", 2, 2), "SAHSAHMSAHMSAHMM");
+  EXPECT_EQ(OperatorsOf("opt-relu-q8_0", 1, 2), "ASHMASHM") << "one row cannot be divided";
 }
 
 }  // namespace

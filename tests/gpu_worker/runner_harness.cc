@@ -55,6 +55,7 @@ absl::StatusOr<std::unique_ptr<RunnerHarness>> RunnerHarness::Create(std::unique
   runner.max_prefill_rows = 64;
   runner.max_decode_rows = 32;
   runner.predictor = options.predictor;
+  runner.micro_batches = options.micro_batches;
   std::vector<Stage> stages;
   for (const int64_t count : options.division.empty() ? std::vector<int64_t>{h.layers} : options.division) {
     const int64_t begin = stages.empty() ? 0 : stages.back().layers.end;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <numeric>
 
 #include "common/neuron/mask.h"
@@ -35,24 +36,29 @@ class FakeChannel final : public exchange::Channel {
     return exchange::RequestBuffers{x_.data(), masks_.data(), gate_values_.data()};
   }
   absl::Status Send(int64_t gate_value_count) override {
-    gate_value_count_ = gate_value_count;
+    in_flight_.push_back({header_, x_, masks_, gate_values_, gate_value_count});
     return absl::OkStatus();
   }
   absl::StatusOr<Answer> Await() override {
     if (!error.ok()) return error;
+    const Request request = std::move(in_flight_.front());
+    in_flight_.pop_front();
     Answer answer{.y = y_.data(), .latency = latency, .wait = absl::Milliseconds(1)};
     int64_t read = 0;
-    for (int64_t row = 0; row < header_.rows; ++row) {
+    for (int64_t row = 0; row < request.header.rows; ++row) {
       double sum = 0;
-      neuron::ForEachSet(masks_.data() + row * words_, words_, [&](int64_t neuron) {
+      neuron::ForEachSet(request.masks.data() + row * words_, words_, [&](int64_t neuron) {
         sum += static_cast<double>(neuron + 1);
-        if (header_.has_gate_values) sum += gate_values_[read];
+        if (request.header.has_gate_values) sum += request.gate_values[read];
         ++read;
         ++answer.computed;
       });
-      for (int64_t i = row * kHidden; i < (row + 1) * kHidden; ++i) y_[i] = static_cast<float>(x_[i] * sum);
+      for (int64_t i = row * kHidden; i < (row + 1) * kHidden; ++i) {
+        y_[i] = static_cast<float>(request.x[i] * sum);
+      }
     }
-    if (header_.has_gate_values && read != gate_value_count_) return absl::DataLossError("gate values");
+    if (request.header.has_gate_values && read != request.gate_value_count)
+      return absl::DataLossError("gate values");
     answer.active = answer.computed / 2;
     bytes += answer.computed;
     return answer;
@@ -71,13 +77,21 @@ class FakeChannel final : public exchange::Channel {
   std::vector<uint64_t> noted;
 
  private:
+  struct Request {
+    exchange::RequestHeader header;
+    std::vector<float> x;
+    std::vector<uint64_t> masks;
+    std::vector<float> gate_values;
+    int64_t gate_value_count = 0;
+  };
+
   const exchange::Geometry geometry_;
   const int64_t words_;
   std::vector<float> x_;
   std::vector<uint64_t> masks_;
   std::vector<float> gate_values_, y_;
   exchange::RequestHeader header_;
-  int64_t gate_value_count_ = 0;
+  std::deque<Request> in_flight_;
   uint64_t step_ = 0;
 };
 
@@ -94,10 +108,9 @@ struct Group {
   std::unique_ptr<SplitChannel> split;
 };
 
-// Every third neuron of every row, all gate values 2. Returns the answer, its y copied out.
-absl::StatusOr<std::vector<float>> Exchange(exchange::Channel& channel, const exchange::Geometry& geometry,
-                                            const exchange::RequestHeader& header,
-                                            exchange::Channel::Answer* counts) {
+// Every third neuron of every row.
+absl::Status Send(exchange::Channel& channel, const exchange::Geometry& geometry,
+                  const exchange::RequestHeader& header) {
   const auto buffers = channel.Begin(header);
   if (!buffers.ok()) return buffers.status();
   const int64_t words = neuron::MaskWords(geometry.ffn);
@@ -110,7 +123,14 @@ absl::StatusOr<std::vector<float>> Exchange(exchange::Channel& channel, const ex
       if (header.has_gate_values) buffers->gate_values[values++] = static_cast<float>(neuron % 7);
     }
   }
-  if (const absl::Status sent = channel.Send(values); !sent.ok()) return sent;
+  return channel.Send(values);
+}
+
+// Returns the answer, its y copied out.
+absl::StatusOr<std::vector<float>> Exchange(exchange::Channel& channel, const exchange::Geometry& geometry,
+                                            const exchange::RequestHeader& header,
+                                            exchange::Channel::Answer* counts) {
+  if (const absl::Status sent = Send(channel, geometry, header); !sent.ok()) return sent;
   const auto answer = channel.Await();
   if (!answer.ok()) return answer.status();
   *counts = *answer;
@@ -139,6 +159,26 @@ TEST(SplitChannelTest, AnswersAsOneWorkerWould) {
       }
     }
   }
+}
+
+TEST(SplitChannelTest, HasTwoInFlight) {
+  const exchange::Geometry geometry{1, kHidden, 70, kMostRows, true};
+  FakeChannel one(geometry);
+  Group group(geometry, {0.3, 0.7});
+  const auto header = [](int64_t rows) {
+    return exchange::RequestHeader{.rows = rows, .has_gate_values = rows % 2 == 0};
+  };
+  ASSERT_TRUE(Send(*group.split, geometry, header(1)).ok());
+  for (int64_t rows = 1; rows < kMostRows; ++rows) {
+    ASSERT_TRUE(Send(*group.split, geometry, header(rows + 1)).ok());
+    exchange::Channel::Answer counts;
+    const auto whole = Exchange(one, geometry, header(rows), &counts);
+    const auto answer = group.split->Await();
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(std::vector<float>(answer->y, answer->y + whole->size()), *whole);
+  }
+  EXPECT_TRUE(group.split->Await().ok());
+  EXPECT_EQ(group.split->Await().status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST(SplitChannelTest, TellsEveryWorkerOfStepsAndWhomTheyAreFor) {

@@ -49,7 +49,7 @@ class SeveralCpuWorkersTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        with cluster.Cluster(gpu_worker=COLD) as running:
+        with cluster.Cluster(gpu_worker=[*COLD, "--micro-batches=1"]) as running:
             cls.alone = [stream.tokens for stream in stream_all(running, cls.prompts)]
 
     def check_streams(self, streams):
@@ -62,7 +62,7 @@ class SeveralCpuWorkersTest(unittest.TestCase):
         for transport in ("shm", "inline"):
             flag = f"--exchange-transport={transport}"
             with self.subTest(transport=transport), cluster.Cluster(
-                    gpu_worker=[*COLD, "--cpu-worker-shares=3,1", flag], cpu_worker=[flag], cpu_workers=2) as running:
+                    gpu_worker=[*COLD, "--cpu-worker-shares=3,1", "--micro-batches=2", flag], cpu_worker=[flag], cpu_workers=2) as running:
                 both = lambda now: abs(now[0] - 0.75) < 1e-6 and abs(now[1] - 0.25) < 1e-6
                 await_shares(running, both, "both workers sharing")
                 self.check_streams(stream_all(running, self.prompts))
