@@ -41,6 +41,10 @@ HWY_INLINE VF LoadFirstHalves(const uint8_t* from, int64_t bytes) {
 //                           read LanesF() - 1 columns, never more: they lie in the padding
 //   AheadBytes(columns)     bytes of so many columns, to be asked for in advance
 //   kScalesApart            they include F16 scales, one a block, that lie behind the row's quants
+// Those with scales apart also give both for themselves:
+//   Enter(begin, end, factor)       as Enter, with all scales multiplied by the factor
+//   Quants(column, offset)          the integers that Decode multiplies with
+//   Scales(column, offset)          these
 template <WeightType kType>
 class RowDecoder;
 
@@ -108,6 +112,11 @@ class GroupScales {
       hn::Store(Load(from), DF(), group_ + i);
     }
   }
+  HWY_INLINE void Enter(int64_t begin, int64_t end, VF factor) {
+    for (int64_t i = begin / kBlockColumns; i < end / kBlockColumns; i += LanesF()) {
+      hn::Store(hn::Mul(Load(scales_ + 2 * i), factor), DF(), group_ + i - begin / kBlockColumns);
+    }
+  }
   // factors[i] for block i of the row, readable up to a multiple of 64 bytes.
   HWY_INLINE void Enter(int64_t begin, int64_t end, const float* factors) {
     for (int64_t i = begin / kBlockColumns; i < end / kBlockColumns; i += LanesF()) {
@@ -141,14 +150,18 @@ class RowDecoder<WeightType::kQ8_0> {
     quants_ = reinterpret_cast<const int8_t*>(row);
     scales_.Open(row, n, n);
   }
-  HWY_INLINE void Enter(int64_t begin, int64_t end) {
+  template <class... Factor>
+  HWY_INLINE void Enter(int64_t begin, int64_t end, Factor... factor) {
     group_ = quants_ + begin;
-    scales_.Enter(begin, end);
+    scales_.Enter(begin, end, factor...);
   }
   HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
-    const auto quants = hn::PromoteTo(DI32(), hn::LoadU(DI8(), group_ + column + offset));
-    return hn::Mul(hn::ConvertTo(DF(), quants), scales_.At(column, offset));
+    return hn::Mul(Quants(column, offset), Scales(column, offset));
   }
+  HWY_INLINE VF Quants(int64_t column, int64_t offset) const {
+    return hn::ConvertTo(DF(), hn::PromoteTo(DI32(), hn::LoadU(DI8(), group_ + column + offset)));
+  }
+  HWY_INLINE VF Scales(int64_t column, int64_t offset) const { return scales_.At(column, offset); }
 
  private:
   const int8_t* quants_;
@@ -165,34 +178,36 @@ class RowDecoder<WeightType::kQ4_0> {
     nibbles_ = row;
     scales_.Open(row, n / 2, n);
   }
-  HWY_INLINE void Enter(int64_t begin, int64_t end) {
+  template <class... Factor>
+  HWY_INLINE void Enter(int64_t begin, int64_t end, Factor... factor) {
     group_ = nibbles_ + begin / 2;
-    scales_.Enter(begin, end);
+    scales_.Enter(begin, end, factor...);
+  }
+  HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
+    return hn::Mul(Quants(column, offset), Scales(column, offset));
   }
   // A block's 16 bytes hold columns 0..15 in the low nibbles and 16..31 in the high ones.
-  HWY_INLINE VF Decode(int64_t column, int64_t offset) const {
+  HWY_INLINE VF Quants(int64_t column, int64_t offset) const {
     const int64_t in_block = offset % kBlockColumns;
     const int64_t byte = offset / kBlockColumns * 16 + in_block % 16;
     const auto pairs =
         hn::PromoteTo(DU32(), hn::LoadU(DU8(), group_ + static_cast<uint64_t>(column) / 2 + byte));
-    return Scaled(in_block < 16 ? pairs : hn::ShiftRight<4>(pairs), scales_.At(column, offset));
+    return Quants(in_block < 16 ? pairs : hn::ShiftRight<4>(pairs));
   }
+  HWY_INLINE VF Scales(int64_t column, int64_t offset) const { return scales_.At(column, offset); }
 
  private:
-  using VU32 = hn::Vec<DU32>;
+  // Of the nibbles in the low four bits.
+  static HWY_INLINE VF Quants(hn::Vec<DU32> pairs) {
 #if HWY_TARGET <= HWY_AVX3
-  // One permutation looks all sixteen values up; it reads the low four bits of a lane and ignores the rest.
-  static HWY_INLINE VF Scaled(VU32 nibbles, VF scale) {
+    // One permutation looks them up; it ignores the other bits.
     alignas(64) static constexpr float kValues[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
-    const VF table = hn::Mul(hn::Load(DF(), kValues), scale);
-    return VF{_mm512_permutexvar_ps(nibbles.raw, table.raw)};
-  }
+    return VF{_mm512_permutexvar_ps(pairs.raw, hn::Load(DF(), kValues).raw)};
 #else
-  static HWY_INLINE VF Scaled(VU32 nibbles, VF scale) {
-    const auto quants = hn::BitCast(DI32(), hn::And(nibbles, hn::Set(DU32(), 15)));
-    return hn::MulAdd(hn::ConvertTo(DF(), quants), scale, hn::Mul(scale, hn::Set(DF(), -8.0f)));
-  }
+    const auto nibbles = hn::BitCast(DI32(), hn::And(pairs, hn::Set(DU32(), 15)));
+    return hn::ConvertTo(DF(), hn::Sub(nibbles, hn::Set(DI32(), 8)));
 #endif
+  }
 
   const uint8_t* nibbles_;
   const uint8_t* group_;

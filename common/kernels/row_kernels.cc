@@ -72,7 +72,7 @@ void MatMul(const uint8_t* rows, int64_t stride, int64_t num_rows, const RowInpu
   }
 }
 
-// y[i] = source.Update(row's weights at first + i, y[i]) for columns [first, last); `source` decodes.
+// source.Update(y) for columns [first, last) of rows that `source` decodes; y begins with the first.
 template <class Source>
 HWY_INLINE void UpdateWith(int64_t first, int64_t last, Source& source, float* y) {
   constexpr int64_t kStep = kSums * LanesF();
@@ -80,27 +80,31 @@ HWY_INLINE void UpdateWith(int64_t first, int64_t last, Source& source, float* y
   for (int64_t begin = first; begin < last; begin += kGroupColumns) {
     const int64_t count = std::min(last - begin, kGroupColumns);
     source.Enter(begin, begin + count);
+    float* const group = y + begin - first;
     int64_t column = 0;
     for (; column + kStep <= count; column += kStep) {
       source.template Advance<kStep>();
+      VF sums[kSums];
       HWY_UNROLL(4)
-      for (int64_t s = 0; s < kSums; ++s) {
-        float* const to = y + begin - first + column + s * LanesF();
-        hn::StoreU(source.Update(column, s * LanesF(), hn::LoadU(d, to)), d, to);
-      }
+      for (int64_t s = 0; s < kSums; ++s) sums[s] = hn::LoadU(d, group + column + s * LanesF());
+      source.Update(column, 0, sums);
+      HWY_UNROLL(4)
+      for (int64_t s = 0; s < kSums; ++s) hn::StoreU(sums[s], d, group + column + s * LanesF());
     }
     HWY_UNROLL(4)
     for (int64_t s = 0; s < kSums; ++s) {
       const int64_t offset = s * LanesF();
       if (column + offset >= count) break;
-      float* const to = y + begin - first + column + offset;
+      float* const to = group + column + offset;
       const auto valid = hn::FirstN(d, static_cast<size_t>(count - column - offset));
-      hn::BlendedStore(source.Update(column, offset, hn::MaskedLoad(valid, d, to)), valid, d, to);
+      VF sum[1] = {hn::MaskedLoad(valid, d, to)};
+      source.Update(column, offset, sum);
+      hn::BlendedStore(sum[0], valid, d, to);
     }
   }
 }
 
-// old + factor[0] * rows[0] + factor[1] * rows[1] ..., added in this order. Ahead: ReadAhead or PiecesAhead.
+// y + factor[0] * rows[0] + factor[1] * rows[1] ..., added in this order. Ahead: ReadAhead or PiecesAhead.
 template <WeightType kType, int kRows, class Ahead>
 class ScaledRows {
  public:
@@ -112,26 +116,51 @@ class ScaledRows {
     }
   }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
-    for (int r = 0; r < kRows; ++r) decoders_[r].Enter(begin, end);
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (kScalesApart) {
+        decoders_[r].Enter(begin, end, factors_[r]);
+      } else {
+        decoders_[r].Enter(begin, end);
+      }
+    }
     ahead_.Enter(begin);
   }
   template <int64_t kColumns>
   HWY_INLINE void Advance() {
     ahead_.template Advance<kColumns>();
   }
-  HWY_INLINE VF Update(int64_t column, int64_t offset, VF sum) const {
-    HWY_UNROLL(4)
-    for (int r = 0; r < kRows; ++r) sum = hn::MulAdd(factors_[r], decoders_[r].Decode(column, offset), sum);
-    return sum;
+  // Columns from column + offset on.
+  template <int kVectors>
+  HWY_INLINE void Update(int64_t column, int64_t offset, VF (&sums)[kVectors]) const {
+    HWY_UNROLL(8)
+    for (int r = 0; r < kRows; ++r) {
+      HWY_UNROLL(4)
+      for (int64_t s = 0; s < kVectors; ++s) {
+        const int64_t at = offset + s * LanesF();
+        if constexpr (kScalesApart) {
+          sums[s] = hn::MulAdd(decoders_[r].Scales(column, at), decoders_[r].Quants(column, at), sums[s]);
+        } else {
+          sums[s] = hn::MulAdd(factors_[r], decoders_[r].Decode(column, at), sums[s]);
+        }
+      }
+    }
   }
 
  private:
+  // Scales and factors are multiplied once for a block, not weights with factors.
+  static constexpr bool kScalesApart = RowDecoder<kType>::kScalesApart;
+
   RowDecoder<kType> decoders_[kRows];
   VF factors_[kRows];
   Ahead ahead_;
 };
 
-template <WeightType kType, int kRows = kTile>
+// Twice the tile where scales lie apart: a row takes no register but its address, and reading and writing y
+// costs less the more rows share it.
+template <WeightType kType>
+inline constexpr int kAddedRows = RowDecoder<kType>::kScalesApart ? 2 * kTile : kTile;
+
+template <WeightType kType, int kRows = kAddedRows<kType>>
 void AddScaledRows(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n,
                    int64_t begin, int64_t end, float* y) {
   using Whole = ReadAhead<kType, kRows>;
@@ -158,7 +187,11 @@ class Weights {
   HWY_INLINE void Enter(int64_t begin, int64_t end) { decoder_.Enter(begin, end); }
   template <int64_t kColumns>
   HWY_INLINE void Advance() {}
-  HWY_INLINE VF Update(int64_t column, int64_t offset, VF) const { return decoder_.Decode(column, offset); }
+  template <int kVectors>
+  HWY_INLINE void Update(int64_t column, int64_t offset, VF (&weights)[kVectors]) const {
+    HWY_UNROLL(4)
+    for (int64_t s = 0; s < kVectors; ++s) weights[s] = decoder_.Decode(column, offset + s * LanesF());
+  }
 
  private:
   RowDecoder<kType> decoder_;
