@@ -245,7 +245,8 @@ void Engine::Execute(absl::Span<const PlannedSlice> slices) {
   request.mutable_ended()->Add(ended_.begin(), ended_.end());
   const absl::Time now = absl::Now();
   for (const PlannedSlice& slice : slices) {
-    const absl::Status filled = running_.at(slice.id)->Fill(slice, now, request.add_slices());
+    const absl::Status filled =
+        running_.at(slice.id)->Fill(slice, now, link_.connections(), request.add_slices());
     if (!filled.ok()) {
       request.mutable_slices()->RemoveLast();
       EndRunning(slice.id, filled);

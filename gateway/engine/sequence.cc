@@ -16,7 +16,8 @@ bool Sequence::ForgetRows() {
   return had_rows;
 }
 
-absl::Status Sequence::Fill(const PlannedSlice& planned, absl::Time now, worker::v1::SequenceSlice* slice) {
+absl::Status Sequence::Fill(const PlannedSlice& planned, absl::Time now, int64_t connection,
+                            worker::v1::SequenceSlice* slice) {
   if (!lease_.GrowTo(planned.position + planned.rows)) {
     return absl::InternalError(absl::StrCat("no KV blocks for rows ", planned.position, " to ",
                                             planned.position + planned.rows, " of sequence ", id_));
@@ -29,7 +30,8 @@ absl::Status Sequence::Fill(const PlannedSlice& planned, absl::Time now, worker:
   slice->set_sequence_id(id_);
   slice->set_position(static_cast<uint32_t>(planned.position));
   slice->mutable_block_table()->Add(lease_.blocks().begin(), lease_.blocks().end());
-  if (const std::optional<observe::Trace>& trace = caller_->trace(); planned.position == 0 && trace) {
+  if (const std::optional<observe::Trace>& trace = caller_->trace(); traced_on_ != connection && trace) {
+    traced_on_ = connection;
     slice->mutable_trace()->set_traceparent(trace->Traceparent());
     slice->mutable_trace()->set_request_id(trace->request_id);
   }

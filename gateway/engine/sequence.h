@@ -40,8 +40,10 @@ class Sequence {
   // Gives the KV blocks back. True if there were rows in them, which then count as a rebuild.
   bool ForgetRows();
 
-  // Takes the blocks for these rows and describes them to the runner. Internal if the blocks are not there.
-  absl::Status Fill(const PlannedSlice& planned, absl::Time now, worker::v1::SequenceSlice* slice);
+  // Takes the blocks for these rows and describes them to the runner: its connection number `connection`,
+  // which learns the trace with the first slice. Internal if the blocks are not there.
+  absl::Status Fill(const PlannedSlice& planned, absl::Time now, int64_t connection,
+                    worker::v1::SequenceSlice* slice);
 
   // The step with that slice succeeded. True: the request is answered and the sequence over. An error ends it
   // too.
@@ -81,6 +83,7 @@ class Sequence {
   const GatewayMetrics* const metrics_;
   const absl::Time arrival_;
   std::optional<absl::Time> started_;  // when its first step was built
+  int64_t traced_on_ = 0;              // the connection that knows the trace
   KvLease lease_;
   int64_t rows_computed_ = 0;
   uint32_t rebuilds_ = 0;

@@ -42,6 +42,7 @@ bool WorkerLink::Ready() {
     return false;
   }
   connected_ = true;
+  ++connections_;
   return true;
 }
 

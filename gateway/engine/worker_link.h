@@ -35,6 +35,8 @@ class WorkerLink {
   // Connects, if that is needed and due. True: steps may be sent to runner().
   bool Ready();
   bool connected() const { return connected_; }
+  // How often it has connected. Each is a stream of its own, whose worker has heard of nothing.
+  int64_t connections() const { return connections_; }
   // The latest answer of a runner, ready or not.
   const worker::v1::GetRunnerResponse& runner() const { return runner_; }
 
@@ -61,6 +63,7 @@ class WorkerLink {
   const WorkerLinkOptions options_;
   const std::unique_ptr<WorkerClient> client_;
   bool connected_ = false;
+  int64_t connections_ = 0;
   bool loading_ = false;
   worker::v1::GetRunnerResponse runner_;
   absl::Status cause_;

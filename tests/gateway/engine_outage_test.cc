@@ -46,6 +46,27 @@ TEST(EngineOutageTest, AFailedStepIsSentAgainWithoutATrace) {
   EXPECT_THAT(harness.runner.violations(), IsEmpty());
 }
 
+TEST(EngineOutageTest, EveryStreamLearnsTheTracesOnce) {
+  EngineHarness harness(Slow());
+  const observe::Trace trace = observe::BeginTrace("", "order-7");
+  std::unique_ptr<TestCall> call;
+  {
+    const observe::TraceScope scope(trace);
+    call = harness.Submit(harness.Task("follow me", 40));
+  }
+  call->Read(10);
+  harness.runner.FailSteps(1, true);  // rows stay, the stream goes
+  call->Read(20);
+  harness.runner.Restart();
+  ASSERT_TRUE(call->Finish().ok());
+  const ToyRunner::Traces traces = harness.runner.traces();
+  ASSERT_EQ(traces.size(), 1u);
+  ASSERT_EQ(traces.begin()->second.size(), 3u);
+  for (const worker::v1::TraceContext& each : traces.begin()->second) {
+    EXPECT_EQ(each.traceparent(), trace.Traceparent());
+  }
+}
+
 TEST(EngineOutageTest, ARestartedWorkerIsRebuiltFromTheTokenHistory) {
   EngineHarness harness(Slow());
   std::vector<GenerateTask> tasks;

@@ -66,10 +66,11 @@ TEST(EngineTest, TheWorkerLearnsWhoseSequencesBeginAndEnd) {
   untraced->Cancel();
   EXPECT_TRUE(absl::IsCancelled(untraced->Finish()));
   EXPECT_TRUE(WaitFor([&] { return harness.runner.ended() == std::set<uint64_t>{1, 2}; }));
-  const std::map<uint64_t, worker::v1::TraceContext> traces = harness.runner.traces();
+  const ToyRunner::Traces traces = harness.runner.traces();
   ASSERT_EQ(traces.size(), 1u);
-  EXPECT_EQ(traces.at(1).traceparent(), trace.Traceparent());
-  EXPECT_EQ(traces.at(1).request_id(), "order-7");
+  ASSERT_EQ(traces.at(1).size(), 1u) << "once for all of its steps";
+  EXPECT_EQ(traces.at(1)[0].traceparent(), trace.Traceparent());
+  EXPECT_EQ(traces.at(1)[0].request_id(), "order-7");
 }
 
 // The toy model likes padding as much as any piece, so among this much of it only a filter explains the text.

@@ -156,7 +156,7 @@ worker::v1::StepResponse ToyRunner::StepLocked(const worker::v1::StepRequest& re
   for (const worker::v1::SequenceSlice& slice : request.slices()) {
     worker::v1::SliceOutput* output = success.add_outputs();
     output->set_sequence_id(slice.sequence_id());
-    if (slice.has_trace()) traces_[slice.sequence_id()] = slice.trace();
+    if (slice.has_trace()) traces_[slice.sequence_id()].push_back(slice.trace());
     ComputeSlice(slice, output);
     rows += slice.tokens_size();
     for (const uint32_t token : slice.tokens()) refused = refused || token == refused_;
@@ -321,7 +321,7 @@ std::set<uint64_t> ToyRunner::ended() const {
   return ended_;
 }
 
-std::map<uint64_t, worker::v1::TraceContext> ToyRunner::traces() const {
+ToyRunner::Traces ToyRunner::traces() const {
   base::MutexLock lock(&mutex_);
   return traces_;
 }

@@ -87,8 +87,9 @@ class ToyRunner {
   int64_t steps() const;
   // Sequences that it was told are over.
   std::set<uint64_t> ended() const;
-  // Traces that came with slices, by sequence.
-  std::map<uint64_t, worker::v1::TraceContext> traces() const;
+  // Traces that came with slices, by sequence, in their order.
+  using Traces = std::map<uint64_t, std::vector<worker::v1::TraceContext>>;
+  Traces traces() const;
   // Most slices and rows seen in one step.
   int64_t largest_batch() const;
   // Everything a step got wrong about blocks, rows or limits; empty if all is well.
@@ -128,7 +129,7 @@ class ToyRunner {
   int waiting_at_gate_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
   std::set<uint64_t> ended_ ABSL_GUARDED_BY(mutex_);
-  std::map<uint64_t, worker::v1::TraceContext> traces_ ABSL_GUARDED_BY(mutex_);
+  Traces traces_ ABSL_GUARDED_BY(mutex_);
   int64_t largest_batch_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mutex_);
 };
