@@ -26,6 +26,7 @@
 #include "common/base/status_macros.h"
 #include "common/rpc/acceptor.h"
 #include "common/rpc/admission.h"
+#include "common/rpc/builtin_calls.h"
 #include "common/rpc/health.h"
 #include "common/rpc/health_listener.h"
 #include "common/rpc/stop_event.h"
@@ -190,6 +191,9 @@ absl::Status Server::Impl::Listen(const std::vector<grpc::Service*>& services) {
   Configure(options, builder);
   std::vector<std::string> names;
   builder.SetOption(std::make_unique<ServiceNamesOption>(&names));
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
+  interceptors.push_back(MakeBuiltinCallCounter());
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   for (grpc::Service* service : services) builder.RegisterService(service);
   using Kind = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
   tcp = builder.experimental().AddExternalConnectionAcceptor(Kind::FROM_FD, credentials);

@@ -15,8 +15,7 @@ struct UploadLimit {
 };
 
 // One connection's account. Calls are told apart by the port they come from alone, so that clients of the
-// same port on two machines pay for each other, which is only ever too lenient. Health checks and reflection
-// are not counted as calls: a connection that makes nothing else is closed at the limit.
+// same port on two machines pay for each other, which is only ever too lenient.
 class UploadBudget {
  public:
   // `connection` stays open meanwhile. Of a Unix socket nothing is known and nothing exceeded.

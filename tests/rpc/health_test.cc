@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/random_id.h"
 #include "tests/rpc/test_service.h"
 
 namespace isotherm::rpc {
@@ -48,6 +49,27 @@ TEST(HealthTest, ServicesStartAsNotServing) {
   EXPECT_EQ(Check(server, ""), kNotServing);
   EXPECT_EQ(server.server->cause(kPredictorService), "starting");
   EXPECT_EQ(Check(server, "no.such.Service"), -static_cast<int>(grpc::StatusCode::NOT_FOUND));
+}
+
+// What a connection sends is accounted for by its calls, and these are calls like any other.
+TEST(HealthTest, ChecksCountTowardsTheUploadLimit) {
+  ServerOptions options;
+  options.max_upload_bytes = 64 << 10;
+  options.max_message_bytes = 4 << 10;
+  TestServer server(options);
+  const auto channel = MakeChannel(server.address());
+  const grpc::internal::RpcMethod method("/grpc.health.v1.Health/Check",
+                                         grpc::internal::RpcMethod::NORMAL_RPC);
+  for (int i = 0; i < 100; ++i) {
+    grpc::ClientContext context;
+    // 1.3 KB, none of which header compression has seen before.
+    for (int part = 0; part < 40; ++part) context.AddMetadata("noise", base::RandomId());
+    Int32Value response;
+    ASSERT_TRUE(
+        grpc::internal::BlockingUnaryCall(channel.get(), method, &context, Named(""), &response).ok());
+  }
+  absl::SleepFor(absl::Milliseconds(200));  // connections are looked at every 50 ms
+  EXPECT_EQ(channel->GetState(/*try_to_connect=*/false), GRPC_CHANNEL_READY) << "the connection was closed";
 }
 
 TEST(HealthTest, EachServiceHasItsStatusAndTheWholeServesWhenAllDo) {
