@@ -143,6 +143,67 @@ class IntegerBlocks<WeightType::kQ4_0> {
   static constexpr int64_t kPartBytes = 4 * LanesF();
 };
 
+// A block makes a panel; its integers are 16-bit words.
+template <>
+class IntegerBlocks<WeightType::kQ8_0> {
+ public:
+  static constexpr int64_t kPanelColumns = kBlockColumns;
+  static constexpr int64_t kPanelBytes = kBlockColumns * sizeof(int16_t);
+  static constexpr int64_t kParts = 1;
+
+  using DWords = hn::Repartition<int16_t, DF>;
+  struct Weights {
+    hn::Vec<DWords> words[kBlockVectors / 2];
+  };
+  using Input = Weights;
+
+  static HWY_INLINE void Store(const IntegerBlock& block, int64_t, uint8_t* panel) {
+    const hn::Rebind<int16_t, DF> d;
+    HWY_UNROLL(4)
+    for (int64_t i = 0; i < kBlockVectors; ++i) {
+      hn::StoreU(hn::DemoteTo(d, block.integers[i]), d, reinterpret_cast<int16_t*>(panel) + i * LanesF());
+    }
+  }
+
+  static HWY_INLINE void Finish(uint8_t*) {}
+
+  static HWY_INLINE Weights LoadWeights(const uint8_t* quants, int64_t) {
+    const DWords d;
+    const hn::Rebind<int8_t, DWords> bytes;
+    Weights weights;
+    HWY_UNROLL(2)
+    for (int64_t i = 0; i < kBlockVectors / 2; ++i) {
+      const auto* const from = reinterpret_cast<const int8_t*>(quants) + i * 2 * LanesF();
+      weights.words[i] = hn::PromoteTo(d, hn::LoadU(bytes, from));
+    }
+    return weights;
+  }
+
+  static HWY_INLINE Input LoadInput(const uint8_t* panel, int64_t) {
+    Input input;
+    HWY_UNROLL(2)
+    for (int64_t i = 0; i < kBlockVectors / 2; ++i) {
+      input.words[i] = hn::Load(DWords(), reinterpret_cast<const int16_t*>(panel) + i * 2 * LanesF());
+    }
+    return input;
+  }
+
+  // At most 4 * 128 * 32639 by magnitude: exact in F32.
+  static HWY_INLINE VI32 Multiply(const Weights& weights, const Input& input) {
+    VI32 even = hn::Zero(DI32());
+    VI32 odd = even;
+    HWY_UNROLL(2)
+    for (int64_t i = 0; i < kBlockVectors / 2; ++i) {
+      even = hn::ReorderWidenMulAccumulate(DI32(), weights.words[i], input.words[i], even, odd);
+    }
+    return hn::Add(even, odd);
+  }
+
+  static HWY_INLINE VF Scales(const GroupScales& scales, int64_t column, int64_t) {
+    return scales.At(column, 0);
+  }
+};
+
 }  // namespace HWY_NAMESPACE
 }  // namespace isotherm::kernels
 HWY_AFTER_NAMESPACE();

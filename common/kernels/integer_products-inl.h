@@ -32,18 +32,18 @@ class IntegerProducts {
 
   static void Prepare(const float* x, int64_t n, uint8_t* input) {
     constexpr int64_t kPanelBlocks = Blocks::kPanelColumns / kBlockColumns;
-    auto* const units = reinterpret_cast<float*>(input + PanelBytes(n));
+    const int64_t blocks = n / kBlockColumns;
+    uint8_t* const panels_end = input + PanelBytes(n);
+    auto* const units = reinterpret_cast<float*>(panels_end);
     std::fill_n(units, UnitBytes(n) / sizeof(float), 0.0f);
-    for (int64_t block = 0; block * kBlockColumns < n; block += kPanelBlocks, input += Blocks::kPanelBytes) {
-      const int64_t blocks = std::min(n / kBlockColumns - block, kPanelBlocks);
-      if (blocks < kPanelBlocks) std::fill_n(input, Blocks::kPanelBytes, uint8_t{0});
-      for (int64_t b = 0; b < blocks; ++b) {
-        const IntegerBlock integers(x + (block + b) * kBlockColumns);
-        Blocks::Store(integers, b, input);
-        units[block + b] = integers.unit;
-      }
-      Blocks::Finish(input);
+    if (blocks % kPanelBlocks != 0) std::fill(panels_end - Blocks::kPanelBytes, panels_end, uint8_t{0});
+    for (int64_t i = 0; i < blocks; ++i) {
+      const IntegerBlock block(x + i * kBlockColumns);
+      Blocks::Store(block, i % kPanelBlocks, input + i / kPanelBlocks * Blocks::kPanelBytes);
+      units[i] = block.unit;
     }
+    // When what was stored can be loaded again without waiting for it.
+    for (uint8_t* panel = input; panel < panels_end; panel += Blocks::kPanelBytes) Blocks::Finish(panel);
   }
 
   // y[v * ldy + r] = rows[r] . vector v for one tile; `next` are as many rows that follow it.

@@ -24,7 +24,8 @@ namespace HWY_NAMESPACE {
 inline constexpr int kTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 
 template <WeightType kType>
-using Products = std::conditional_t<kType == WeightType::kQ4_0, IntegerProducts<kType>, FloatProducts<kType>>;
+using Products =
+    std::conditional_t<RowDecoder<kType>::kScalesApart, IntegerProducts<kType>, FloatProducts<kType>>;
 
 // Listed rows with kVectors vectors, kRows at a time. Entries of the list past `num_rows`, kTile of them, are
 // rows that are read afterwards.

@@ -13,8 +13,8 @@
 // DotTolerance(type, ...) of tolerance.h.
 namespace isotherm::kernels {
 
-// Vectors as the products of a weight type read them (PrepareInputs): F32, or rounded to 16 bits for products
-// in integers.
+// Vectors as the products of a weight type read them (PrepareInputs): F32, or rounded to 16 bits a value for
+// Q4_0 and Q8_0, whose products are integer.
 struct RowInputs {
   const uint8_t* data = nullptr;
   int64_t stride = 0;  // bytes from one vector to the next
