@@ -134,6 +134,7 @@ absl::Status ColdWorkers::Open(std::vector<size_t> owners) {
   ++openings_;
   opened_ = absl::Now();
   reshare_ = false;
+  settled_shares_ = false;
   Publish();
   return absl::OkStatus();
 }
@@ -213,8 +214,10 @@ void ColdWorkers::Remeasure() {
     member.exchanges = 0;
   }
   opened_ = absl::Now();
-  const std::vector<double> shares = Rebalance(shares_, means);
-  if (shares == shares_) return;
+  const std::vector<double> shares =
+      Rebalance(shares_, means, settled_shares_ ? kToleratedSettled : kToleratedSettling);
+  settled_shares_ = shares == shares_;
+  if (settled_shares_) return;
   // The sum stays, so that the speeds compare with those of workers that are away.
   for (size_t i = 0; i < owners_.size(); ++i) workers_[owners_[i]].speed = shares[i] * speeds;
   reshare_ = true;

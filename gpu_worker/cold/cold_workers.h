@@ -96,6 +96,7 @@ class ColdWorkers {
   std::vector<size_t> owners_;
   std::vector<double> shares_;
   bool reshare_ = false;
+  bool settled_shares_ = false;
   int64_t openings_ = 0;
   absl::Time opened_ = absl::InfinitePast();
   // Null with one owner. Its members' channels outlive it.

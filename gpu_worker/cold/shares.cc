@@ -9,8 +9,6 @@
 namespace isotherm::gpu_worker {
 namespace {
 
-constexpr double kTolerated = 1.25;
-
 // 2^32 over the golden ratio: multiples of it fall evenly into any interval (Knuth, The Art of Computer
 // Programming, section 6.4).
 constexpr uint32_t kGolden = 2'654'435'769;
@@ -53,10 +51,10 @@ neuron::Placement RestrictTo(const neuron::Placement& placement, const std::vect
   return restricted;
 }
 
-std::vector<double> Rebalance(const std::vector<double>& shares,
-                              const std::vector<absl::Duration>& latencies) {
+std::vector<double> Rebalance(const std::vector<double>& shares, const std::vector<absl::Duration>& latencies,
+                              double tolerated) {
   const auto [fastest, slowest] = std::minmax_element(latencies.begin(), latencies.end());
-  if (*fastest <= absl::ZeroDuration() || *slowest < *fastest * kTolerated) return shares;
+  if (*fastest <= absl::ZeroDuration() || *slowest < *fastest * tolerated) return shares;
   std::vector<double> weights;
   for (size_t i = 0; i < shares.size(); ++i) {
     weights.push_back(shares[i] * std::sqrt(absl::FDivDuration(*fastest, latencies[i])));

@@ -25,11 +25,17 @@ std::vector<std::vector<uint64_t>> DivideNeurons(int64_t ffn, const std::vector<
 // The placement as the owner of some neurons sees it: those that it will never be asked for count as hot.
 neuron::Placement RestrictTo(const neuron::Placement& placement, const std::vector<uint64_t>& owned);
 
+// How much longer than the fastest worker the slowest may take before shares that have settled move again,
+// and until they have settled: every move opens all exchanges anew and adds the answers' parts in another
+// way.
+inline constexpr double kToleratedSettled = 1.25;
+inline constexpr double kToleratedSettling = 1.1;
+
 // New shares from how long an exchange took each worker on average; the old ones while the slowest took less
-// than a quarter longer than the fastest. Goes half of the way (the square root of the quotient), because
-// wire and wake-up do not shrink with the share.
-std::vector<double> Rebalance(const std::vector<double>& shares,
-                              const std::vector<absl::Duration>& latencies);
+// than `tolerated` times as long as the fastest. Goes half of the way (the square root of the quotient),
+// because wire and wake-up do not shrink with the share.
+std::vector<double> Rebalance(const std::vector<double>& shares, const std::vector<absl::Duration>& latencies,
+                              double tolerated);
 
 }  // namespace isotherm::gpu_worker
 

@@ -10,9 +10,7 @@ without delay and limit, and for each layer the round trip and the bytes over th
 
 With --streams N, N > 1, that many decode at once, and the decode batch as one is compared with two micro-batches in turn.
 
-With --quotas two CPU workers on unequal shares of the CPU (cgroup quotas) are compared with the first alone, on one host.
-
-Needs root, iproute2 and, for --quotas, a writable cgroup v1 cpu hierarchy or v2.
+Needs root and iproute2.
 
     tests/bench/remote_bench.py --bin build/release/bin --model models/tales/tales-q8_0.gguf
 """
@@ -176,36 +174,29 @@ class Wire:
 
 
 class Servers:
-    """gateway, gpu_worker and cpu_workers; `wire` None puts all on one host with shared memory."""
+    """gateway, gpu_worker and cpu_worker; `wire` None puts all on one host with shared memory."""
 
-    def __init__(self, options, wire=None, gpu_flags=(), workers=1, quotas=None):
+    def __init__(self, options, wire=None, gpu_flags=()):
         self._folder = tempfile.TemporaryDirectory(prefix="isotherm-bench.")
         folder = pathlib.Path(self._folder.name)
         self.address = f"unix:{folder}/gateway.sock"
         self.log = folder / "log"
-        self._processes, self._groups = [], []
+        self._processes = []
         on_wire = ["--insecure"] if wire is not None else []
         model = f"--model={options.model}"
-        addresses = []
-        for number in range(workers):
-            listen = f"unix:{folder}/cpu{number}.sock" if wire is None else f"{CPU_ADDRESS}:{WORKER_PORT}"
-            addresses.append(listen if wire is None else f"{CPU_ADDRESS}:{wire.worker_port}")
-            worker = self._start(
-                ["ip", "netns", "exec", CPU] if wire is not None else [], options.bin / "cpu_worker", model,
-                f"--listen={listen}", "--metrics-listen=", f"--threads={options.cpu_threads}", *on_wire)
-            if quotas is not None:
-                self._groups.append(CpuQuota(number, quotas[number], worker.pid))
+        listen = f"unix:{folder}/cpu.sock" if wire is None else f"{CPU_ADDRESS}:{WORKER_PORT}"
+        address = listen if wire is None else f"{CPU_ADDRESS}:{wire.worker_port}"
+        self._start(["ip", "netns", "exec", CPU] if wire is not None else [], options.bin / "cpu_worker", model,
+                    f"--listen={listen}", "--metrics-listen=", f"--threads={options.cpu_threads}", *on_wire)
         self._start([], options.bin / "gpu_worker", model, f"--listen=unix:{folder}/gpu.sock", "--nosave-profile",
-                    f"--metrics-listen=127.0.0.1:{GPU_METRICS}", f"--cpu-worker={','.join(addresses)}",
+                    f"--metrics-listen=127.0.0.1:{GPU_METRICS}", f"--cpu-worker={address}",
                     f"--threads={options.gpu_threads}", *options.gpu_flags.split(), *on_wire, *gpu_flags)
         self._start([], options.bin / "gateway", model, f"--listen={self.address}", f"--worker=unix:{folder}/gpu.sock",
                     "--metrics-listen=")
 
     def _start(self, prefix, binary, *flags):
         with self.log.open("ab") as log:
-            process = subprocess.Popen([*prefix, str(binary), *flags], stdout=log, stderr=log)
-        self._processes.append(process)
-        return process
+            self._processes.append(subprocess.Popen([*prefix, str(binary), *flags], stdout=log, stderr=log))
 
     def generate(self, options, tokens):
         """Texts of greedy continuations, all streams at once, and their tokens a second together."""
@@ -236,31 +227,7 @@ class Servers:
             process.terminate()
         for process in self._processes:
             process.wait()
-        for group in self._groups:
-            group.close()
         self._folder.cleanup()
-
-
-class CpuQuota:
-    """A control group that gives a process part of one core."""
-
-    PERIOD = 5000  # us; short, so that a throttled worker stalls a layer for milliseconds at most
-
-    def __init__(self, number, share, pid):
-        root = pathlib.Path("/sys/fs/cgroup")
-        v1 = (root / "cpu").is_dir()
-        self._path = (root / "cpu" if v1 else root) / f"isotherm-bench-{os.getpid()}-{number}"
-        self._path.mkdir()
-        quota = int(share * self.PERIOD)
-        if v1:
-            (self._path / "cpu.cfs_period_us").write_text(str(self.PERIOD))
-            (self._path / "cpu.cfs_quota_us").write_text(str(quota))
-        else:
-            (self._path / "cpu.max").write_text(f"{quota} {self.PERIOD}")
-        (self._path / "cgroup.procs").write_text(str(pid))
-
-    def close(self):
-        self._path.rmdir()
 
 
 def measure(servers, options, expected=None):
@@ -268,10 +235,6 @@ def measure(servers, options, expected=None):
     text, _ = servers.generate(options, options.tokens)
     if expected is not None and text != expected:
         raise SystemExit(f"other tokens than before:\n{text}\n---\n{expected}")
-    if options.settle:
-        end = time.monotonic() + options.settle
-        while time.monotonic() < end:
-            servers.generate(options, options.tokens)
     before = [servers.total(name) for name in ("isotherm_exchange_bytes_total", "isotherm_exchange_seconds_count")]
     speeds = [servers.generate(options, options.tokens)[1] for _ in range(options.repeats)]
     moved, exchanges = (servers.total(name) - start for name, start in zip(
@@ -332,19 +295,6 @@ def micro_batches(options):
               f"| {two:.1f} ({two / one:.2f} x) | {auto:.1f} ({divided:.0%}) |", flush=True)
 
 
-def quotas(options):
-    shares = [float(share) for share in options.quotas.split(",")]
-    results = []
-    for count in (1, len(shares)):
-        with closing(Servers(options, workers=count, quotas=shares)) as servers:
-            text, speed, _ = measure(servers, options)
-            split = servers.metric("isotherm_exchange_worker_share_ratio")
-        results.append((text, speed))
-        print(f"{count} CPU worker(s) with {', '.join(map(str, shares[:count]))} of a core: {speed:.2f} tokens/s; shares "
-              f"{', '.join(f'{value:.2f}' for value in split.values())}", flush=True)
-    print(f"{results[1][1] / results[0][1]:.2f} times the speed; the same text: {results[0][0] == results[1][0]}")
-
-
 def main():
     if sys.argv[1:2] == ["--relay"]:
         return relay(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
@@ -360,13 +310,9 @@ def main():
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompt", default="Once upon a time")
-    parser.add_argument("--settle", type=float, default=0, help="seconds of decoding before measuring, for shares to settle")
     parser.add_argument("--milliseconds", type=float, nargs="+", default=[0.1, 0.5, 1])
     parser.add_argument("--gigabits", type=float, nargs="+", default=[1, 10])
-    parser.add_argument("--quotas", help="shares of a core, one a CPU worker: 0.5,0.4; then only this is compared")
     options = parser.parse_args()
-    if options.quotas:
-        return quotas(options)
     return micro_batches(options) if options.streams > 1 else wires(options)
 
 
