@@ -23,6 +23,11 @@ namespace HWY_NAMESPACE {
 // belongs to lane c % LanesF() of sum c / LanesF() % 4. That makes results of all tiles bit-equal.
 inline constexpr int kSums = 4;
 
+HWY_INLINE float Total(const VF (&sums)[kSums]) {
+  const DF d;
+  return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]))));
+}
+
 // One step: 4 * LanesF() columns of the group from `column` on, of which the first `columns` count where
 // kPartial. `x` is that of the group.
 template <bool kPartial, class Decoder, int kRows, int kVectors>
@@ -96,11 +101,7 @@ void FloatProducts<kType>::MultiplyTile(const uint8_t* const* rows, const uint8_
   HWY_UNROLL(4)
   for (int r = 0; r < kRows; ++r) {
     HWY_UNROLL(4)
-    for (int v = 0; v < kVectors; ++v) {
-      const VF(&sum)[kSums] = sums[r][v];
-      const VF total = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
-      y[v * ldy + r] = hn::GetLane(hn::SumOfLanes(d, total));
-    }
+    for (int v = 0; v < kVectors; ++v) y[v * ldy + r] = Total(sums[r][v]);
   }
 }
 

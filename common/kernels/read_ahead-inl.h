@@ -102,50 +102,6 @@ class ReadAhead {
   const uint8_t* from_ = nullptr;  // one after another
 };
 
-// Asks for columns that are computed with later, while the same columns of kRows rows are computed with now:
-// those of the rows two tiles on, as pieces of rows may be too short to be asked for within themselves.
-template <WeightType kType, int kRows>
-class PiecesAhead {
- public:
-  HWY_INLINE PiecesAhead(const uint8_t* const* rows, int64_t n) : rows_(rows), scales_(Bytes::Quants(n)) {}
-
-  HWY_INLINE void Enter(int64_t begin) {
-    group_ = Bytes::Quants(begin);
-    position_ = 0;
-    if constexpr (Bytes::Scales(kGroupColumns) > 0) {
-      HWY_UNROLL(4)
-      for (int r = 0; r < kRows; ++r) Prefetch(rows_[r] + scales_ + Bytes::Scales(begin));
-    }
-  }
-
-  // Once for each step of kColumns columns.
-  template <int64_t kColumns>
-  HWY_INLINE void Advance() {
-    constexpr int64_t kStepBytes = Bytes::Quants(kColumns);
-    if constexpr (kStepBytes >= kLine) {
-      HWY_UNROLL(4)
-      for (int r = 0; r < kRows; ++r) {
-        HWY_UNROLL(4)
-        for (int64_t i = 0; i < kStepBytes; i += kLine) Prefetch(rows_[r] + group_ + position_ + i);
-      }
-      position_ += kStepBytes;
-    } else {
-      // The rows in turn, a whole line each.
-      for (int64_t end = position_ + kRows * kStepBytes; position_ < end; position_ += kLine) {
-        Prefetch(rows_[position_ / kLine % kRows] + group_ + position_ / (kLine * kRows) * kLine);
-      }
-    }
-  }
-
- private:
-  using Bytes = ColumnBytes<kType>;
-
-  const uint8_t* const* rows_;
-  const int64_t scales_;  // where they begin
-  int64_t group_ = 0;     // the bytes asked for begin here
-  int64_t position_ = 0;
-};
-
 }  // namespace HWY_NAMESPACE
 }  // namespace isotherm::kernels
 HWY_AFTER_NAMESPACE();

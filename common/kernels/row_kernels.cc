@@ -1,7 +1,6 @@
 #include "common/kernels/row_kernels.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #undef HWY_TARGET_INCLUDE
 // clang-format off: foreach_target.h comes before everything that is compiled for each target.
@@ -9,8 +8,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // clang-format on
 #include "common/kernels/decode-inl.h"
-#include "common/kernels/float_products-inl.h"
-#include "common/kernels/integer_products-inl.h"
+#include "common/kernels/products-inl.h"
 #include "common/kernels/read_ahead-inl.h"
 #include "hwy/highway.h"
 
@@ -22,10 +20,6 @@ namespace HWY_NAMESPACE {
 // fill half of the registers (32 with AVX-512, 16 with AVX2), enough to hide the latency of fused
 // multiply-adds (4 cycles, 2 a cycle).
 inline constexpr int kTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
-
-template <WeightType kType>
-using Products =
-    std::conditional_t<RowDecoder<kType>::kScalesApart, IntegerProducts<kType>, FloatProducts<kType>>;
 
 // Listed rows with kVectors vectors, kRows at a time. Entries of the list past `num_rows`, kTile of them, are
 // rows that are read afterwards.
@@ -73,15 +67,15 @@ void MatMul(const uint8_t* rows, int64_t stride, int64_t num_rows, const RowInpu
   }
 }
 
-// source.Update(y) for columns [first, last) of rows that `source` decodes; y begins with the first.
+// source.Update(y) for n columns of rows that `source` decodes.
 template <class Source>
-HWY_INLINE void UpdateWith(int64_t first, int64_t last, Source& source, float* y) {
+HWY_INLINE void UpdateWith(int64_t n, Source& source, float* y) {
   constexpr int64_t kStep = kSums * LanesF();
   const DF d;
-  for (int64_t begin = first; begin < last; begin += kGroupColumns) {
-    const int64_t count = std::min(last - begin, kGroupColumns);
+  for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
+    const int64_t count = std::min(n - begin, kGroupColumns);
     source.Enter(begin, begin + count);
-    float* const group = y + begin - first;
+    float* const group = y + begin;
     int64_t column = 0;
     for (; column + kStep <= count; column += kStep) {
       source.template Advance<kStep>();
@@ -105,12 +99,12 @@ HWY_INLINE void UpdateWith(int64_t first, int64_t last, Source& source, float* y
   }
 }
 
-// y + factor[0] * rows[0] + factor[1] * rows[1] ..., added in this order. Ahead: ReadAhead or PiecesAhead.
-template <WeightType kType, int kRows, class Ahead>
+// y + factor[0] * rows[0] + factor[1] * rows[1] ..., added in this order.
+template <WeightType kType, int kRows>
 class ScaledRows {
  public:
-  HWY_INLINE ScaledRows(const uint8_t* const* rows, const float* factors, int64_t n, const Ahead& ahead)
-      : ahead_(ahead) {
+  HWY_INLINE ScaledRows(const uint8_t* const* rows, const float* factors, int64_t n)
+      : ahead_(rows, rows + kRows, n) {
     for (int r = 0; r < kRows; ++r) {
       decoders_[r].Open(rows[r], n);
       factors_[r] = hn::Set(DF(), factors[r]);
@@ -153,7 +147,7 @@ class ScaledRows {
 
   RowDecoder<kType> decoders_[kRows];
   VF factors_[kRows];
-  Ahead ahead_;
+  ReadAhead<kType, kRows> ahead_;
 };
 
 // Twice the tile where scales lie apart: a row takes no register but its address, and reading and writing y
@@ -162,22 +156,14 @@ template <WeightType kType>
 inline constexpr int kAddedRows = RowDecoder<kType>::kScalesApart ? 2 * kTile : kTile;
 
 template <WeightType kType, int kRows = kAddedRows<kType>>
-void AddScaledRows(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n,
-                   int64_t begin, int64_t end, float* y) {
-  using Whole = ReadAhead<kType, kRows>;
-  using Pieces = PiecesAhead<kType, kRows>;
+void AddScaledRows(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n, float* y) {
   int64_t r = 0;
   for (; r + kRows <= num_rows; r += kRows) {
-    if (end - begin == n) {
-      ScaledRows<kType, kRows, Whole> source(rows + r, factors + r, n, Whole(rows + r, rows + r + kRows, n));
-      UpdateWith(0, n, source, y);
-    } else {
-      ScaledRows<kType, kRows, Pieces> source(rows + r, factors + r, n, Pieces(rows + r + kRowsAhead, n));
-      UpdateWith(begin, end, source, y);
-    }
+    ScaledRows<kType, kRows> source(rows + r, factors + r, n);
+    UpdateWith(n, source, y);
   }
   if constexpr (kRows > 1) {
-    AddScaledRows<kType, kRows / 2>(rows + r, num_rows - r, factors + r, n, begin, end, y);
+    AddScaledRows<kType, kRows / 2>(rows + r, num_rows - r, factors + r, n, y);
   }
 }
 
@@ -201,21 +187,18 @@ class Weights {
 template <WeightType kType>
 void Unpack(const uint8_t* row, int64_t n, float* out) {
   Weights<kType> source(row, n);
-  UpdateWith(0, n, source, out);
+  UpdateWith(n, source, out);
 }
 
 template <WeightType kType>
-void PrefetchColumns(const uint8_t* row, int64_t n, int64_t begin, int64_t end) {
-  using Bytes = ColumnBytes<kType>;
-  PrefetchBytes(row + Bytes::Quants(begin), row + Bytes::Quants(end));
-  const uint8_t* const scales = row + Bytes::Quants(n);
-  PrefetchBytes(scales + Bytes::Scales(begin), scales + Bytes::Scales(end));
+void PrefetchRow(const uint8_t* row, int64_t n) {
+  PrefetchBytes(row, row + RowDecoder<kType>::AheadBytes(n));
 }
 
 template <WeightType kType>
 constexpr RowKernels KernelsOf() {
   return {Products<kType>::InputBytes, Products<kType>::Prepare, MatMul<kType>, MatMulListed<kType>,
-          AddScaledRows<kType>,        PrefetchColumns<kType>,   Unpack<kType>};
+          AddScaledRows<kType>,        PrefetchRow<kType>,       Unpack<kType>};
 }
 
 const RowKernels* KernelTable() {

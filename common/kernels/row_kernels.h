@@ -39,14 +39,12 @@ struct RowKernels {
   // vectors, so a list for more should fit the second-level cache.
   void (*mat_mul_listed)(const uint8_t* const* rows, int64_t num_rows, const RowInputs& inputs, int64_t batch,
                          int64_t n, float* y, int64_t ldy);
-  // y[i] += factors[r] * rows[r][begin + i], i < end - begin, for r = 0, 1, ..., num_rows - 1 in turn, with
-  // one rounding each and, for Q4_0 and Q8_0, one of factor * scale: bit-equal to a call for every row and to
-  // calls for parts of the columns. Rows have n columns, of which `begin` and an `end` before n are multiples
-  // of the type's block. rows[num_rows + kRowsAhead].
-  void (*add_scaled)(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n,
-                     int64_t begin, int64_t end, float* y);
-  // Asks for columns [begin, end) of a row, as in add_scaled, to be brought into the second-level cache.
-  void (*prefetch)(const uint8_t* row, int64_t n, int64_t begin, int64_t end);
+  // y[i] += factors[r] * rows[r][i], i < n, for r = 0, 1, ..., num_rows - 1 in turn, with one rounding each
+  // and, for Q4_0 and Q8_0, one of factor * scale: bit-equal to a call for every row. rows[num_rows +
+  // kRowsAhead].
+  void (*add_scaled)(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n, float* y);
+  // Asks for a row to be brought into the second-level cache.
+  void (*prefetch)(const uint8_t* row, int64_t n);
   // out[i] = row[i].
   void (*unpack)(const uint8_t* row, int64_t n, float* out);
 };

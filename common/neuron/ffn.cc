@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 
-#include "common/base/cpu_relax.h"
 #include "common/kernels/ops.h"
 #include "common/neuron/ffn_internal.h"
+#include "common/neuron/ffn_queues.h"
 
 namespace isotherm::neuron {
 namespace {
@@ -17,19 +16,19 @@ using internal::Job;
 using internal::kTiledRows;
 using internal::Partial;
 using internal::Queues;
-using internal::SparseWork;
 using internal::TileScratch;
 
-// Up to so many threads, each reads whole bundles and adds to a sum of its own: on 2 cores that takes 91 to
-// 94 % of the memory's bandwidth where every neuron is computed, columns 80 to 82 %. With more threads the
-// partial sums and the wait for the longest partition grow.
+// Up to so many threads, they take partitions of the view as they become free. With more, the partial sums
+// of enough partitions would take as long as the wait for the longest of few: each has one of its own, and
+// helps the others.
 constexpr int64_t kFewThreads = 4;
-// Partitions: enough for each of few threads that one slow partition is a small part of its share, few enough
-// that adding them up (one F32 vector a partition) stays below 2 % of a layer.
+// Enough for each of few threads that one slow partition is a small part of its share, few enough that adding
+// them up (one F32 vector a partition) stays below 2 % of a layer.
 constexpr int64_t kPartitionsPerThread = 8;
 constexpr int64_t kMinPartitionNeurons = 16;
-// Columns summed at a time, 4 KiB.
-constexpr int64_t kReduceColumns = 1024;
+// Columns of the partial sums that are added up at a time: 1 KiB, so that one row of 4096 is enough for 16
+// threads.
+constexpr int64_t kReduceColumns = 256;
 
 // A counter on a cache line of its own.
 struct alignas(64) Ticket {
@@ -38,13 +37,9 @@ struct alignas(64) Ticket {
   void Reset() { value.store(0, std::memory_order_relaxed); }
 
   // A stage that ends when all its parts are done; what was written in them is then seen by those who waited.
-  // They wait a few microseconds, unless another thread needs their core.
   void Arrive() { value.fetch_add(1, std::memory_order_release); }
   void AwaitArrivals(int64_t parts) const {
-    constexpr int kLooksBeforeYield = 100;
-    for (int look = 0; value.load(std::memory_order_acquire) < parts; ++look) {
-      look < kLooksBeforeYield ? base::CpuRelax() : std::this_thread::yield();
-    }
+    internal::AwaitTrue([&] { return value.load(std::memory_order_acquire) >= parts; });
   }
 };
 
@@ -56,11 +51,11 @@ struct FfnExecutor::Workspace {
   // y[rows of the job] for up to kSparseRows or kTiledRows rows.
   FfnStatistics RunSparse(Job job, float* y) {
     PrepareInputs(&job);
-    return threads <= kFewThreads ? RunPartitions(job, y) : RunColumns(job, y);
+    return threads <= kFewThreads ? RunPartitions(job, y) : RunOwned(job, y);
   }
   FfnStatistics RunTiled(const Job& job, float* y);
-  // The neurons of the job's union, for RunColumns.
-  void Prefetch(const Job& job, absl::FunctionRef<bool()> stop);
+  // The neurons of the job's union.
+  void Prefetch(const Job& job, absl::FunctionRef<bool()> stop) const;
   void BuildUnion(Job* job);
   Job MakeJob(const BundleView& view) const;
 
@@ -72,46 +67,41 @@ struct FfnExecutor::Workspace {
   GateIndex gate_index;
 
  private:
-  void PrepareInputs(Job* job);
   int64_t CollectWanted(const Job& job);
-  FfnStatistics RunColumns(const Job& job, float* y);
+  FfnStatistics RunOwned(const Job& job, float* y);
   FfnStatistics RunPartitions(const Job& job, float* y);
   // Calls compute(partition, member, partial) for every partition, then adds the partials up into y in the
   // partitions' order. One fork-join: members take partitions, then column blocks, as they become free; which
   // member did what leaves no trace in the result.
   template <typename Compute>
   FfnStatistics ComputeAndReduce(int64_t partitions, int64_t rows, float* y, const Compute& compute);
+  void PrepareInputs(Job* job);
+  void ClearPartials(int64_t partitions, int64_t rows);
+  // A member's part of adding up, when every partition has arrived.
+  void ReduceFinished(int64_t partitions, int64_t rows, float* y);
   void Reduce(int64_t partitions, int64_t row, int64_t column, float* y) const;
   FfnStatistics Total(int64_t partials) const;
 
   std::vector<uint64_t> union_mask_;
   std::vector<int32_t> wanted_;  // positions in the view that some row wants
-  const int64_t member_sums_;    // of RunColumns, for each member of the pool
-  // The sums of RunColumns' members, then its factors [rows, wanted]; or partial sums [partitions, rows,
-  // hidden].
-  AlignedFloats floats_;
+  AlignedFloats floats_;         // partial sums [partitions, rows, hidden], then RunOwned's factors
+  // Vectors as gate rows and as up rows read them, in the sparse path.
+  AlignedFloats gate_inputs_, up_inputs_;
   std::vector<uint8_t> touched_;  // [partitions, rows]
   std::vector<Partial> partials_;
   std::vector<TileScratch> scratch_;  // by thread
-  // Vectors as gate rows and as up rows read them, in the sparse path.
-  AlignedFloats gate_inputs_, up_inputs_;
   Queues queues_;
   Ticket next_partition_, finished_, next_block_;
 };
 
 namespace {
 
-// What a member of the pool needs to sum its columns in RunColumns.
-int64_t MemberSums(int64_t threads, int64_t hidden, int64_t max_rows) {
-  return std::min(max_rows, kSparseRows) * internal::MostOwnColumns(hidden, threads);
-}
-
 int64_t MostPartials(int64_t threads) {
   return threads <= kFewThreads ? threads * kPartitionsPerThread : threads;
 }
 
 int64_t MostPartialRows(int64_t threads, int64_t max_rows) {
-  const int64_t sparse = threads <= kFewThreads ? MostPartials(threads) * std::min(max_rows, kSparseRows) : 0;
+  const int64_t sparse = MostPartials(threads) * std::min(max_rows, kSparseRows);
   return max_rows > kSparseRows ? std::max(sparse, threads * std::min(max_rows, kTiledRows)) : sparse;
 }
 
@@ -122,10 +112,10 @@ int64_t MostInputFloats(int64_t hidden, int64_t max_rows) {
 }
 
 int64_t MostFloats(int64_t threads, int64_t hidden, int64_t ffn, int64_t max_rows) {
-  const int64_t columns = threads <= kFewThreads ? 0
-                                                 : threads * MemberSums(threads, hidden, max_rows) +
-                                                       ffn * std::min(max_rows, kSparseRows);
-  return std::max(columns, MostPartialRows(threads, max_rows) * hidden);
+  const int64_t partials = MostPartialRows(threads, max_rows) * hidden;
+  if (threads <= kFewThreads) return partials;
+  const int64_t rows = std::min(max_rows, kSparseRows);
+  return std::max(partials, rows * (threads * hidden + Queues::Entries(threads, ffn)));
 }
 
 }  // namespace
@@ -139,12 +129,11 @@ FfnExecutor::Workspace::Workspace(base::ThreadPool* pool, int64_t hidden, int64_
       gate_index(max_rows, words),
       union_mask_(words),
       wanted_(ffn),
-      member_sums_(MemberSums(threads, hidden, max_rows)),
       floats_(MostFloats(threads, hidden, ffn, max_rows)),
-      touched_(MostPartialRows(threads, max_rows)),
-      partials_(MostPartials(threads)),
       gate_inputs_(MostInputFloats(hidden, max_rows)),
       up_inputs_(MostInputFloats(hidden, max_rows)),
+      touched_(MostPartialRows(threads, max_rows)),
+      partials_(MostPartials(threads)),
       queues_(threads, ffn) {
   if (max_rows <= kSparseRows) return;
   for (int64_t i = 0; i < threads; ++i) scratch_.emplace_back(hidden);
@@ -158,16 +147,10 @@ Job FfnExecutor::Workspace::MakeJob(const BundleView& view) const {
   job.gate = kernels::GetRowKernels(view.layout->gate_type);
   job.up = kernels::GetRowKernels(view.layout->up_type);
   job.down = kernels::GetRowKernels(view.layout->down_type);
+  job.shared_gate = kernels::GetSharedRowKernels(view.layout->gate_type);
+  job.shared_up = kernels::GetSharedRowKernels(view.layout->up_type);
+  job.shared_down = kernels::GetSharedRowKernels(view.layout->down_type);
   return job;
-}
-
-void FfnExecutor::Workspace::BuildUnion(Job* job) {
-  std::copy_n(job->Mask(0), words, union_mask_.data());
-  for (int64_t row = 1; row < job->rows; ++row) {
-    const uint64_t* mask = job->Mask(row);
-    for (int64_t w = 0; w < words; ++w) union_mask_[w] |= mask[w];
-  }
-  job->union_mask = union_mask_.data();
 }
 
 void FfnExecutor::Workspace::PrepareInputs(Job* job) {
@@ -182,6 +165,15 @@ void FfnExecutor::Workspace::PrepareInputs(Job* job) {
   job->up_inputs = same ? job->gate_inputs : prepare(job->up, up_inputs_);
 }
 
+void FfnExecutor::Workspace::BuildUnion(Job* job) {
+  std::copy_n(job->Mask(0), words, union_mask_.data());
+  for (int64_t row = 1; row < job->rows; ++row) {
+    const uint64_t* mask = job->Mask(row);
+    for (int64_t w = 0; w < words; ++w) union_mask_[w] |= mask[w];
+  }
+  job->union_mask = union_mask_.data();
+}
+
 int64_t FfnExecutor::Workspace::CollectWanted(const Job& job) {
   if (job.view->neuron_ids != nullptr || job.view->count != ffn) {
     return internal::CollectWanted(job, 0, job.view->count, wanted_.data());
@@ -191,16 +183,14 @@ int64_t FfnExecutor::Workspace::CollectWanted(const Job& job) {
   return count;
 }
 
-FfnStatistics FfnExecutor::Workspace::RunColumns(const Job& job, float* y) {
-  const SparseWork work{wanted_.data(), CollectWanted(job), floats_.data() + threads * member_sums_};
-  queues_.Fill(work.wanted, work.count);
-  finished_.Reset();
+FfnStatistics FfnExecutor::Workspace::RunOwned(const Job& job, float* y) {
+  queues_.Reset();
+  ClearPartials(threads, job.rows);
+  float* const factors = floats_.data() + threads * job.rows * hidden;
   pool->Run([&](int member) {
-    partials_[member].statistics = internal::ComputeFactors(job, work, member, queues_);
+    internal::ComputeOwned(job, member, queues_, factors, &partials_[member]);
     finished_.Arrive();
-    finished_.AwaitArrivals(threads);
-    internal::AddDownColumns(job, work, internal::OwnColumns(*job.view->layout, member, threads),
-                             floats_.data() + member * member_sums_, y);
+    ReduceFinished(threads, job.rows, y);
   });
   return Total(threads);
 }
@@ -219,22 +209,8 @@ FfnStatistics FfnExecutor::Workspace::RunPartitions(const Job& job, float* y) {
   });
 }
 
-void FfnExecutor::Workspace::Prefetch(const Job& job, absl::FunctionRef<bool()> stop) {
-  const int64_t count = CollectWanted(job);
-  queues_.Fill(wanted_.data(), count);
-  const BundleLayout& layout = *job.view->layout;
-  pool->Run([&](int member) {
-    for (const int32_t entry : queues_.Own(member)) {
-      if (stop()) return;
-      const uint8_t* const bundle = job.Bundle(wanted_[entry]);
-      job.gate.prefetch(layout.Gate(bundle), hidden, 0, hidden);
-      if (layout.gated) job.up.prefetch(layout.Up(bundle), hidden, 0, hidden);
-    }
-    const internal::Columns own = internal::OwnColumns(layout, member, threads);
-    for (int64_t i = 0; i < count && own.begin < own.end && !stop(); ++i) {
-      job.down.prefetch(layout.Down(job.Bundle(wanted_[i])), hidden, own.begin, own.end);
-    }
-  });
+void FfnExecutor::Workspace::Prefetch(const Job& job, absl::FunctionRef<bool()> stop) const {
+  pool->Run([&](int member) { internal::PrefetchOwned(job, member, threads, stop); });
 }
 
 void FfnExecutor::Workspace::Reduce(int64_t partitions, int64_t row, int64_t column, float* y) const {
@@ -249,28 +225,36 @@ void FfnExecutor::Workspace::Reduce(int64_t partitions, int64_t row, int64_t col
   if (first) std::fill_n(y, columns, 0.0f);
 }
 
-template <typename Compute>
-FfnStatistics FfnExecutor::Workspace::ComputeAndReduce(int64_t partitions, int64_t rows, float* y,
-                                                       const Compute& compute) {
+void FfnExecutor::Workspace::ClearPartials(int64_t partitions, int64_t rows) {
   for (int64_t p = 0; p < partitions; ++p) {
     partials_[p] = Partial{floats_.data() + p * rows * hidden, touched_.data() + p * rows, {}};
   }
   std::fill_n(touched_.data(), partitions * rows, uint8_t{0});
-  next_partition_.Reset();
   finished_.Reset();
   next_block_.Reset();
+}
+
+void FfnExecutor::Workspace::ReduceFinished(int64_t partitions, int64_t rows, float* y) {
+  finished_.AwaitArrivals(partitions);
   const int64_t row_blocks = (hidden + kReduceColumns - 1) / kReduceColumns;
+  for (int64_t block; (block = next_block_.Take()) < rows * row_blocks;) {
+    const int64_t row = block / row_blocks;
+    const int64_t column = block % row_blocks * kReduceColumns;
+    Reduce(partitions, row, column, y + row * hidden + column);
+  }
+}
+
+template <typename Compute>
+FfnStatistics FfnExecutor::Workspace::ComputeAndReduce(int64_t partitions, int64_t rows, float* y,
+                                                       const Compute& compute) {
+  ClearPartials(partitions, rows);
+  next_partition_.Reset();
   pool->Run([&](int member) {
     for (int64_t p; (p = next_partition_.Take()) < partitions;) {
       compute(p, member, &partials_[p]);
       finished_.Arrive();
     }
-    finished_.AwaitArrivals(partitions);
-    for (int64_t block; (block = next_block_.Take()) < rows * row_blocks;) {
-      const int64_t row = block / row_blocks;
-      const int64_t column = block % row_blocks * kReduceColumns;
-      Reduce(partitions, row, column, y + row * hidden + column);
-    }
+    ReduceFinished(partitions, rows, y);
   });
   return Total(partitions);
 }

@@ -62,10 +62,10 @@ class FfnExecutor {
   // Overwrites y[rows, hidden]. A row's result is the sum over exactly the neurons whose bit is set in its
   // own mask.
   //   Up to kSparseRows rows each bundle in the union of the masks is read once and applied to the rows that
-  //   want it. Neurons are summed in the view's order, on up to four threads in fixed partitions of it, so
-  //   that a row's result is the same bit for bit whatever shares its request. Beyond, tiles of bundles go
-  //   through a dense GEMM and the masks are applied to the activations; a row's sums are then ordered by the
-  //   union of the masks and the threads, and equal between runs of the same request.
+  //   want it. Neurons are summed in the view's order within partitions of it that depend on the number of
+  //   threads alone, so that a row's result is the same bit for bit whatever shares its request. Beyond,
+  //   tiles of bundles go through a dense GEMM and the masks are applied to the activations; a row's sums are
+  //   then ordered by the union of the masks and the threads, and equal between runs of the same request.
   // Does not allocate.
   FfnStatistics Run(const BundleView& view, const FfnRequest& request, float* y);
 

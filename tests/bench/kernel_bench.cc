@@ -137,7 +137,7 @@ void AddScaledOf(benchmark::State& state, WeightType type, int64_t columns) {
       const uint8_t* list[kGrain + kRowsAhead];
       for (int64_t r = begin; r < end + kRowsAhead; ++r)
         list[r - begin] = arena + std::min(r, rows - 1) * stride;
-      kernels.add_scaled(list, end - begin, factors.data(), columns, 0, columns, y[member].data());
+      kernels.add_scaled(list, end - begin, factors.data(), columns, y[member].data());
     });
   }
   ReportBytes(state, rows * stride);

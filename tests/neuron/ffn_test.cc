@@ -7,6 +7,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "common/kernels/row_kernels.h"
@@ -123,9 +124,22 @@ TEST_P(FfnTypeTest, MatchesReferenceForEveryBatchSize) {
   }
 }
 
-TEST_P(FfnTypeTest, RowAloneEqualsRowInBatch) {
-  const RandomLayer layer(GetParam(), 160, 300, 2);
-  base::ThreadPool pool({.threads = 3});
+// In fixed partitions, and with an owner for each neuron whom others help.
+class FfnSharingTest : public testing::TestWithParam<std::tuple<WeightType, int>> {};
+
+INSTANTIATE_TEST_SUITE_P(TypesAndThreads, FfnSharingTest,
+                         testing::Combine(testing::Values(WeightType::kF32, WeightType::kF16,
+                                                          WeightType::kBF16, WeightType::kQ8_0,
+                                                          WeightType::kQ4_0),
+                                          testing::Values(3, 6)),
+                         [](const auto& info) {
+                           return std::string(kernels::WeightTypeName(std::get<0>(info.param))) + "_" +
+                                  std::to_string(std::get<1>(info.param));
+                         });
+
+TEST_P(FfnSharingTest, RowAloneEqualsRowInBatch) {
+  const RandomLayer layer(std::get<0>(GetParam()), 160, 300, 2);
+  base::ThreadPool pool({.threads = std::get<1>(GetParam())});
   const std::vector<float> x = RandomInput(kSparseRows, layer.hidden(), 3);
   const int64_t words = MaskWords(layer.ffn());
   for (double share : {0.1, 0.5, 1.0}) {
@@ -325,18 +339,51 @@ TEST(FfnTest, CountsTheFiringsOfEachNeuron) {
 
 TEST(FfnTest, RepeatsAreBitEqual) {
   const RandomLayer layer(WeightType::kF16, 192, 900, 51);
-  base::ThreadPool pool({.threads = 4});
-  // 600 rows take the tiled path in two parts.
-  for (int64_t rows : {1, 16, 40, 600}) {
-    const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
-    const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.2, 17);
-    const FfnRequest request = MakeRequest(layer, rows, x, masks);
-    FfnExecutor executor(&pool, layer.hidden(), layer.ffn(), rows);
-    std::vector<float> first(rows * layer.hidden()), again(rows * layer.hidden());
-    executor.Run(layer.All(), request, first.data());
-    for (int i = 0; i < 10; ++i) {
-      executor.Run(layer.All(), request, again.data());
-      ASSERT_TRUE(BitEqual(first.data(), again.data(), first.size())) << rows << " rows, repeat " << i;
+  for (const int threads : {4, 9}) {
+    base::ThreadPool pool({.threads = threads});
+    // 600 rows take the tiled path in two parts.
+    for (int64_t rows : {1, 3, 16, 40, 600}) {
+      const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+      const std::vector<uint64_t> masks = RandomMasks(rows, layer.ffn(), 0.2, 17);
+      const FfnRequest request = MakeRequest(layer, rows, x, masks);
+      FfnExecutor executor(&pool, layer.hidden(), layer.ffn(), rows);
+      std::vector<float> first(rows * layer.hidden()), again(rows * layer.hidden());
+      executor.Run(layer.All(), request, first.data());
+      for (int i = 0; i < 10; ++i) {
+        executor.Run(layer.All(), request, again.data());
+        ASSERT_TRUE(BitEqual(first.data(), again.data(), first.size()))
+            << rows << " rows, " << threads << " threads, repeat " << i;
+      }
+    }
+  }
+}
+
+// Every wanted neuron belongs to one member of the pool, which cannot do it all before others are idle: they
+// help, and what they did does not show.
+TEST(FfnTest, HelpChangesNothing) {
+  const RandomLayer layer(WeightType::kF16, 192, 900, 52);
+  std::vector<int32_t> neurons = Iota(layer.ffn());
+  for (const bool dense : {false, true}) {
+    for (const int64_t rows : {1, 5}) {
+      const std::vector<float> x = RandomInput(rows, layer.hidden(), 8);
+      std::vector<uint64_t> masks(rows * MaskWords(layer.ffn()));
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int32_t j = 0; j < layer.ffn(); ++j) {
+          if (j / 8 % 7 == 2 && j % 5 != row) SetBit(&masks[row * MaskWords(layer.ffn())], j);
+        }
+      }
+      FfnRequest request = MakeRequest(layer, rows, x, masks);
+      request.dense = dense;
+      const ReferenceResult reference = Reference(layer.weights(), neurons, request);
+      base::ThreadPool pool({.threads = 7});
+      const Outcome first = RunOn(pool, layer, layer.All(), request);
+      ExpectMatches(first, reference, std::to_string(rows) + " rows");
+      for (int i = 0; i < 20; ++i) {
+        const Outcome again = RunOn(pool, layer, layer.All(), request);
+        ASSERT_TRUE(BitEqual(first.y.data(), again.y.data(), static_cast<int64_t>(first.y.size()))) << i;
+        EXPECT_EQ(again.statistics.computed, first.statistics.computed);
+        EXPECT_EQ(again.statistics.active, first.statistics.active);
+      }
     }
   }
 }
@@ -365,22 +412,6 @@ TEST(FfnTest, PrefetchingChangesNothing) {
         EXPECT_TRUE(BitEqual(before.data(), after.data(), static_cast<int64_t>(before.size())));
       }
     }
-  }
-}
-
-// With many threads neither their number nor who shares the request shows in the sums of few rows.
-TEST(FfnTest, FewRowsAreBitEqualOnAnyNumberOfManyThreads) {
-  const RandomLayer layer(WeightType::kF16, 160, 700, 33);
-  const std::vector<float> x = RandomInput(3, layer.hidden(), 6);
-  const std::vector<uint64_t> masks = RandomMasks(3, layer.ffn(), 0.3, 9);
-  const FfnRequest request = MakeRequest(layer, 3, x, masks);
-  base::ThreadPool five({.threads = 5});
-  const Outcome expected = RunOn(five, layer, layer.All(), request);
-  for (const int threads : {6, 8, 11}) {
-    base::ThreadPool pool({.threads = threads});
-    const Outcome outcome = RunOn(pool, layer, layer.All(), request);
-    EXPECT_TRUE(BitEqual(outcome.y.data(), expected.y.data(), static_cast<int64_t>(expected.y.size())))
-        << threads;
   }
 }
 
