@@ -54,7 +54,7 @@ class IntegerProducts {
     ReadAhead<kType, kRows> ahead(rows, next, n);
     GroupScales scales[kRows][kVectors];
     VF sums[kRows][kVectors];
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
       HWY_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) {
@@ -65,7 +65,7 @@ class IntegerProducts {
     const uint8_t* panel = inputs.data;
     for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
       const int64_t end = std::min(n, begin + kGroupColumns);
-      HWY_UNROLL(4)
+      HWY_UNROLL(8)
       for (int r = 0; r < kRows; ++r) {
         HWY_UNROLL(4)
         for (int v = 0; v < kVectors; ++v) scales[r][v].Enter(begin, end, Units(inputs, v, n));
@@ -78,7 +78,7 @@ class IntegerProducts {
           typename Blocks::Input input[kVectors];
           HWY_UNROLL(4)
           for (int v = 0; v < kVectors; ++v) input[v] = Blocks::LoadInput(panel + v * inputs.stride, part);
-          HWY_UNROLL(4)
+          HWY_UNROLL(8)
           for (int r = 0; r < kRows; ++r) {
             const auto weights = Blocks::LoadWeights(rows[r] + Bytes::Quants(column), part);
             HWY_UNROLL(4)
@@ -92,7 +92,7 @@ class IntegerProducts {
         panel += Blocks::kPanelBytes;
       }
     }
-    HWY_UNROLL(4)
+    HWY_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
       HWY_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) y[v * ldy + r] = hn::GetLane(hn::SumOfLanes(d, sums[r][v]));

@@ -9,7 +9,7 @@ namespace isotherm::kernels {
 namespace {
 
 // Rows in a grain are a multiple of the largest row tile of the kernels.
-constexpr int64_t kRowTile = 4;
+constexpr int64_t kRowTile = 8;
 
 // A grain of weights takes some microseconds to stream, many times what drawing a ticket costs.
 constexpr int64_t kGrainBytes = 64 << 10;

@@ -21,7 +21,12 @@ namespace HWY_NAMESPACE {
 // multiply-adds (4 cycles, 2 a cycle).
 inline constexpr int kTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 
-// Listed rows with kVectors vectors, kRows at a time. Entries of the list past `num_rows`, kTile of them, are
+// Rows for a single vector or sum. More where scales lie apart: such a row takes two registers at most, and
+// more rows side by side keep more memory on its way.
+template <WeightType kType>
+inline constexpr int kRowTile = RowDecoder<kType>::kScalesApart ? 2 * kTile : kTile;
+
+// Listed rows with kVectors vectors, kRows at a time. Entries of the list past `num_rows`, kRows of them, are
 // rows that are read afterwards.
 template <WeightType kType, int kRows, int kVectors>
 void MultiplyRows(const uint8_t* const* rows, int64_t num_rows, const RowInputs& inputs, int64_t n, float* y,
@@ -39,12 +44,12 @@ void MultiplyRows(const uint8_t* const* rows, int64_t num_rows, const RowInputs&
 template <WeightType kType>
 void MatMulListed(const uint8_t* const* rows, int64_t num_rows, const RowInputs& inputs, int64_t batch,
                   int64_t n, float* y, int64_t ldy) {
-  static_assert(kTile <= kRowsAhead);
+  static_assert(kRowTile<kType> <= kRowsAhead);
   int64_t b = 0;
   for (; b + 2 <= batch; b += 2) {
     MultiplyRows<kType, kTile / 2, 2>(rows, num_rows, inputs.From(b), n, y + b * ldy, ldy);
   }
-  if (b < batch) MultiplyRows<kType, kTile, 1>(rows, num_rows, inputs.From(b), n, y + b * ldy, ldy);
+  if (b < batch) MultiplyRows<kType, kRowTile<kType>, 1>(rows, num_rows, inputs.From(b), n, y + b * ldy, ldy);
 }
 
 // Rows that stay in the second-level cache, with room to spare, while the vectors of a batch pass by.
@@ -54,8 +59,8 @@ template <WeightType kType>
 void MatMul(const uint8_t* rows, int64_t stride, int64_t num_rows, const RowInputs& inputs, int64_t batch,
             int64_t n, float* y, int64_t ldy) {
   constexpr int64_t kMostListed = 256;
-  const int64_t cached = kCachedBytes / std::max<int64_t>(stride, 1) / kTile * kTile;
-  const int64_t block_rows = std::clamp<int64_t>(cached, kTile, kMostListed);
+  const int64_t cached = kCachedBytes / std::max<int64_t>(stride, 1) / kRowTile<kType> * kRowTile<kType>;
+  const int64_t block_rows = std::clamp<int64_t>(cached, kRowTile<kType>, kMostListed);
   const uint8_t* list[kMostListed + kRowsAhead];
   for (int64_t first = 0; first < num_rows; first += block_rows) {
     const int64_t count = std::min(block_rows, num_rows - first);
@@ -150,12 +155,7 @@ class ScaledRows {
   ReadAhead<kType, kRows> ahead_;
 };
 
-// Twice the tile where scales lie apart: a row takes no register but its address, and reading and writing y
-// costs less the more rows share it.
-template <WeightType kType>
-inline constexpr int kAddedRows = RowDecoder<kType>::kScalesApart ? 2 * kTile : kTile;
-
-template <WeightType kType, int kRows = kAddedRows<kType>>
+template <WeightType kType, int kRows = kRowTile<kType>>
 void AddScaledRows(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n, float* y) {
   int64_t r = 0;
   for (; r + kRows <= num_rows; r += kRows) {
