@@ -107,7 +107,7 @@ void SparseDotsOf(benchmark::State& state, WeightType type, int64_t columns) {
   const RowKernels& kernels = GetRowKernels(type);
   const std::vector<float> x = Vector(columns);
   std::vector<float> y(rows);
-  const auto room = hwy::AllocateAligned<uint8_t>(static_cast<size_t>(kernels.input_bytes(columns)));
+  const auto room = hwy::AllocateAligned<uint8_t>(static_cast<size_t>(MostInputBytes(columns)));
   int64_t first = 0;
   for (auto _ : state) {
     const RowInputs inputs = PrepareInputs(kernels, x.data(), 0, 1, columns, room.get());
