@@ -16,15 +16,12 @@ HWY_BEFORE_NAMESPACE();
 namespace isotherm::kernels {
 namespace HWY_NAMESPACE {
 
-// Tiles of rows by vectors, so that loads of x and decoded weights are shared. The partial sums of a tile
-// fill half of the registers (32 with AVX-512, 16 with AVX2), enough to hide the latency of fused
-// multiply-adds (4 cycles, 2 a cycle).
-inline constexpr int kTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
-
-// Rows for a single vector or sum. More where scales lie apart: such a row takes two registers at most, and
-// more rows side by side keep more memory on its way.
+// Tiles of rows by vectors, so that loads of x and decoded weights are shared: so many rows by one vector, or
+// half of them by two. The partial sums of a tile in F32 fill half of the registers (32 with AVX-512, 16 with
+// AVX2), enough to hide the latency of fused multiply-adds (4 cycles, 2 a cycle). Rows with scales apart need
+// one sum for each vector instead of kSums, and more rows side by side keep more memory on its way.
 template <WeightType kType>
-inline constexpr int kRowTile = RowDecoder<kType>::kScalesApart ? 2 * kTile : kTile;
+inline constexpr int kRowTile = (HWY_TARGET <= HWY_AVX3 ? 4 : 2) * (RowDecoder<kType>::kScalesApart ? 2 : 1);
 
 // Listed rows with kVectors vectors, kRows at a time. Entries of the list past `num_rows`, kRows of them, are
 // rows that are read afterwards.
@@ -47,7 +44,7 @@ void MatMulListed(const uint8_t* const* rows, int64_t num_rows, const RowInputs&
   static_assert(kRowTile<kType> <= kRowsAhead);
   int64_t b = 0;
   for (; b + 2 <= batch; b += 2) {
-    MultiplyRows<kType, kTile / 2, 2>(rows, num_rows, inputs.From(b), n, y + b * ldy, ldy);
+    MultiplyRows<kType, kRowTile<kType> / 2, 2>(rows, num_rows, inputs.From(b), n, y + b * ldy, ldy);
   }
   if (b < batch) MultiplyRows<kType, kRowTile<kType>, 1>(rows, num_rows, inputs.From(b), n, y + b * ldy, ldy);
 }
