@@ -8,6 +8,7 @@ class CpuQuota:
     """Needs root and a writable cgroup v1 cpu hierarchy or v2. The process has ended when this is closed."""
 
     PERIOD = 5000  # us; short, so that a throttled worker stalls a layer for milliseconds at most
+    TIMES_USUAL_WEIGHT = 10  # against what else wants the core, so that the quota alone bounds it
 
     def __init__(self, number, share, pid):
         root = pathlib.Path("/sys/fs/cgroup")
@@ -18,8 +19,10 @@ class CpuQuota:
         if v1:
             (self._path / "cpu.cfs_period_us").write_text(str(self.PERIOD))
             (self._path / "cpu.cfs_quota_us").write_text(str(quota))
+            (self._path / "cpu.shares").write_text(str(self.TIMES_USUAL_WEIGHT * 1024))
         else:
             (self._path / "cpu.max").write_text(f"{quota} {self.PERIOD}")
+            (self._path / "cpu.weight").write_text(str(self.TIMES_USUAL_WEIGHT * 100))
         (self._path / "cgroup.procs").write_text(str(pid))
 
     def close(self):
