@@ -1,6 +1,7 @@
 #include "common/kernels/shared_rows.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #undef HWY_TARGET_INCLUDE
 // clang-format off: foreach_target.h comes before everything that is compiled for each target.
@@ -15,21 +16,19 @@ namespace isotherm::kernels {
 namespace HWY_NAMESPACE {
 
 inline constexpr int64_t kStep = kSums * LanesF();
-// Products computed together; with AVX-512 their partial sums fill half of the first-level cache.
-inline constexpr int64_t kMostUses = 2 * kMostRowUses;
 
-// One row, and so many of its vectors that its weights are decoded for at once. With AVX-512 their partial
-// sums fill half of the registers.
-inline constexpr int kVectorTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
+// Products or sums that are computed side by side, of one row with so many vectors or of so many rows with
+// one each. With AVX-512 their partial sums fill half of the registers.
+inline constexpr int kTile = HWY_TARGET <= HWY_AVX3 ? 4 : 2;
 
 // The columns of a group in one row. While they are computed with, the same columns one group on are asked
-// for, of all rows in turn: 16 rows side by side in pieces of 1 KiB were read at 16 GB/s where whole rows one
-// after another gave 12 (one core of a Xeon with AVX-512, F16).
+// for, of all rows in turn: 8 to 16 rows side by side in pieces of 1 KiB were read at 16 GB/s where whole
+// rows one after another gave 12 (one core of a Xeon with AVX-512, F16).
 template <WeightType kType>
 class Piece {
  public:
-  HWY_INLINE Piece(const uint8_t* row, const uint8_t* next, int64_t n, int64_t begin)
-      : columns_(std::min(n - begin, kGroupColumns)) {
+  HWY_INLINE void Open(const uint8_t* row, const uint8_t* next, int64_t n, int64_t begin) {
+    columns_ = std::min(n - begin, kGroupColumns);
     const bool last = begin + columns_ == n;
     const int64_t ahead = last ? 0 : begin + columns_;
     const uint8_t* const from = last ? next : row;
@@ -68,87 +67,149 @@ class Piece {
  private:
   using Bytes = ColumnBytes<kType>;
   static constexpr bool kScalesApart = RowDecoder<kType>::kScalesApart;
-  const int64_t columns_;
+  int64_t columns_;
   const uint8_t* ahead_;
   RowDecoder<kType> decoder_;
 };
 
-// Calls use(first, number) for uses [begin, end), kVectors at a time; `number` is a constant.
-template <int kVectors, class Use>
-HWY_INLINE void ForEachTile(int64_t begin, int64_t end, const Use& use) {
-  for (; begin + kVectors <= end; begin += kVectors) use(begin, std::integral_constant<int, kVectors>());
-  if constexpr (kVectors > 1) ForEachTile<kVectors / 2>(begin, end, use);
+// Calls function(first, number) for [begin, end), kMost at a time; `number` is a constant.
+template <int kMost, class Function>
+HWY_INLINE void ForEachTile(int64_t begin, int64_t end, const Function& function) {
+  for (; begin + kMost <= end; begin += kMost) function(begin, std::integral_constant<int, kMost>());
+  if constexpr (kMost > 1) ForEachTile<kMost / 2>(begin, end, function);
 }
 
-// Adds the products of a group's columns to the partial sums; `x` and `vectors` are those of the tile, x from
-// the group on.
-template <int kVectors, WeightType kType>
-HWY_INLINE void MultiplyPiece(const Piece<kType>& piece, const float* x, int64_t ldx, const int32_t* vectors,
-                              float* partial) {
+// Adds the products of a group's columns to the partial sums [kVectors][kStep] of each row. x[r][v] is a
+// vector from the group on.
+template <int kRows, int kVectors, WeightType kType>
+HWY_INLINE void MultiplyPieces(const Piece<kType> (&pieces)[kRows], const float* const (&x)[kRows][kVectors],
+                               float* const (&partial)[kRows]) {
   const DF d;
-  const float* from[kVectors];
-  VF sums[kVectors][kSums];
+  const int64_t columns = pieces[0].columns();
+  VF sums[kRows][kVectors][kSums];
   HWY_UNROLL(4)
-  for (int v = 0; v < kVectors; ++v) {
-    from[v] = x + vectors[v] * ldx;
+  for (int r = 0; r < kRows; ++r) {
     HWY_UNROLL(4)
-    for (int64_t s = 0; s < kSums; ++s) sums[v][s] = hn::Load(d, partial + v * kStep + s * LanesF());
+    for (int v = 0; v < kVectors; ++v) {
+      HWY_UNROLL(4)
+      for (int s = 0; s < kSums; ++s) sums[r][v][s] = hn::Load(d, partial[r] + v * kStep + s * LanesF());
+    }
   }
   int64_t column = 0;
-  for (; column + kStep <= piece.columns(); column += kStep) {
-    piece.AskAhead(column);
+  for (; column + kStep <= columns; column += kStep) {
     HWY_UNROLL(4)
-    for (int64_t s = 0; s < kSums; ++s) {
-      const VF weights = piece.Decode(column, s * LanesF());
+    for (int r = 0; r < kRows; ++r) {
+      pieces[r].AskAhead(column);
       HWY_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) {
-        sums[v][s] = hn::MulAdd(weights, hn::LoadU(d, from[v] + column + s * LanesF()), sums[v][s]);
+      for (int64_t s = 0; s < kSums; ++s) {
+        const VF weights = pieces[r].Decode(column, s * LanesF());
+        HWY_UNROLL(4)
+        for (int v = 0; v < kVectors; ++v) {
+          const VF values = hn::LoadU(d, x[r][v] + column + s * LanesF());
+          sums[r][v][s] = hn::MulAdd(weights, values, sums[r][v][s]);
+        }
       }
     }
   }
-  for (int64_t s = 0; column + s * LanesF() < piece.columns(); ++s) {
-    const auto valid = hn::FirstN(d, static_cast<size_t>(piece.columns() - column - s * LanesF()));
-    const VF weights = piece.Decode(column, s * LanesF());
+  HWY_UNROLL(4)
+  for (int64_t s = 0; s < kSums; ++s) {
+    const int64_t left = columns - column - s * LanesF();
+    if (left <= 0) break;
+    const auto valid = hn::FirstN(d, static_cast<size_t>(left));
     HWY_UNROLL(4)
-    for (int v = 0; v < kVectors; ++v) {
-      const VF values = hn::MaskedLoad(valid, d, from[v] + column + s * LanesF());
-      sums[v][s] = hn::MulAdd(weights, values, sums[v][s]);
+    for (int r = 0; r < kRows; ++r) {
+      const VF weights = pieces[r].Decode(column, s * LanesF());
+      HWY_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) {
+        const VF values = hn::MaskedLoad(valid, d, x[r][v] + column + s * LanesF());
+        sums[r][v][s] = hn::MulAdd(weights, values, sums[r][v][s]);
+      }
     }
   }
   HWY_UNROLL(4)
-  for (int v = 0; v < kVectors; ++v) {
+  for (int r = 0; r < kRows; ++r) {
     HWY_UNROLL(4)
-    for (int64_t s = 0; s < kSums; ++s) hn::Store(sums[v][s], d, partial + v * kStep + s * LanesF());
+    for (int v = 0; v < kVectors; ++v) {
+      HWY_UNROLL(4)
+      for (int s = 0; s < kSums; ++s) hn::Store(sums[r][v][s], d, partial[r] + v * kStep + s * LanesF());
+    }
   }
 }
 
-// Rows [first, last), of at most kMostUses uses.
+// The products of a group's columns: first of the rows with one use, of which most have different vectors,
+// side by side.
 template <WeightType kType>
-void MultiplyRun(const RowUses& uses, int64_t first, int64_t last, const float* x, int64_t ldx, int64_t n,
-                 float* products) {
-  const DF d;
-  const int64_t first_use = uses.Begin(first);
-  HWY_ALIGN float partial[kMostUses * kStep];
-  std::fill_n(partial, (uses.Begin(last) - first_use) * kStep, 0.0f);
-  for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
-    for (int64_t i = first; i < last; ++i) {
-      Piece<kType> piece(uses.rows[i], uses.next[i], n, begin);
-      piece.Enter(begin);
-      ForEachTile<kVectorTile>(uses.Begin(i), uses.ends[i], [&](int64_t use, auto vectors) {
-        MultiplyPiece<vectors>(piece, x + begin, ldx, uses.vectors + use,
-                               partial + (use - first_use) * kStep);
-      });
+class GroupProducts {
+ public:
+  GroupProducts(const RowUses& uses, const float* x, int64_t ldx, int64_t n, float* partial)
+      : uses_(uses), x_(x), ldx_(ldx), n_(n), partial_(partial) {
+    for (int64_t i = 0; i < uses.count; ++i) {
+      if (uses.ends[i] - uses.Begin(i) == 1) singles_[num_singles_++] = static_cast<int32_t>(i);
     }
   }
-  for (int64_t use = first_use; use < uses.Begin(last); ++use) {
-    const float* const from = partial + (use - first_use) * kStep;
+
+  void Add(int64_t begin) const {
+    ForEachTile<kTile>(0, num_singles_, [&](int64_t first, auto rows) { AddSingles<rows>(first, begin); });
+    if (num_singles_ == uses_.count) return;
+    for (int64_t i = 0; i < uses_.count; ++i) {
+      if (uses_.ends[i] - uses_.Begin(i) != 1) AddRow(i, begin);
+    }
+  }
+
+ private:
+  const float* X(int64_t use, int64_t begin) const { return x_ + uses_.vectors[use] * ldx_ + begin; }
+
+  template <int kRows>
+  void AddSingles(int64_t first, int64_t begin) const {
+    Piece<kType> pieces[kRows];
+    const float* x[kRows][1];
+    float* partial[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t i = singles_[first + r];
+      pieces[r].Open(uses_.rows[i], uses_.next[i], n_, begin);
+      pieces[r].Enter(begin);
+      x[r][0] = X(uses_.Begin(i), begin);
+      partial[r] = partial_ + uses_.Begin(i) * kStep;
+    }
+    MultiplyPieces(pieces, x, partial);
+  }
+
+  void AddRow(int64_t i, int64_t begin) const {
+    Piece<kType> piece[1];
+    piece[0].Open(uses_.rows[i], uses_.next[i], n_, begin);
+    piece[0].Enter(begin);
+    ForEachTile<kTile>(uses_.Begin(i), uses_.ends[i], [&](int64_t use, auto vectors) {
+      const float* x[1][vectors];
+      for (int v = 0; v < vectors; ++v) x[0][v] = X(use + v, begin);
+      float* const partial[1] = {partial_ + use * kStep};
+      MultiplyPieces(piece, x, partial);
+    });
+  }
+
+  const RowUses& uses_;
+  const float* const x_;
+  const int64_t ldx_;
+  const int64_t n_;
+  float* const partial_;  // [uses, kStep]
+  int64_t num_singles_ = 0;
+  int32_t singles_[kMostRowUses];
+};
+
+template <WeightType kType>
+void MultiplyInGroups(const RowUses& uses, const float* x, int64_t ldx, int64_t n, float* products) {
+  const int64_t num_uses = uses.Begin(uses.count);
+  HWY_ALIGN float partial[kMostRowUses * kStep];
+  std::fill_n(partial, num_uses * kStep, 0.0f);
+  const GroupProducts<kType> group(uses, x, ldx, n, partial);
+  for (int64_t begin = 0; begin < n; begin += kGroupColumns) group.Add(begin);
+  for (int64_t use = 0; use < num_uses; ++use) {
     VF sums[kSums];
-    for (int64_t s = 0; s < kSums; ++s) sums[s] = hn::Load(d, from + s * LanesF());
+    for (int64_t s = 0; s < kSums; ++s) sums[s] = hn::Load(DF(), partial + use * kStep + s * LanesF());
     products[use] = Total(sums);
   }
 }
 
-// In integers a product is too short for its parts to pay.
+// Products in integers, which are made of whole rows.
 template <WeightType kType>
 void MultiplyWhole(const RowUses& uses, const RowInputs& inputs, int64_t n, float* products) {
   for (int64_t i = 0; i < uses.count; ++i) {
@@ -167,44 +228,79 @@ void MultiplyShared(const RowUses& uses, const RowInputs& inputs, int64_t n, flo
   } else {
     const auto* const x = reinterpret_cast<const float*>(inputs.data);
     const int64_t ldx = inputs.stride / static_cast<int64_t>(sizeof(float));
-    for (int64_t first = 0, last; first < uses.count; first = last) {
-      for (last = first + 1; last < uses.count && uses.ends[last] - uses.Begin(first) <= kMostUses;) ++last;
-      MultiplyRun<kType>(uses, first, last, x, ldx, n, products);
-    }
+    MultiplyInGroups<kType>(uses, x, ldx, n, products);
   }
 }
 
-// Adds the scaled weights of a group's columns; y is from the group on.
-template <WeightType kType>
-HWY_INLINE void AddPiece(const Piece<kType>& piece, VF factor, float* y) {
+// Adds the scaled weights of a group's columns, one row's after the other's; y is from the group on.
+template <int kRows, WeightType kType>
+HWY_INLINE void AddPieces(const Piece<kType> (&pieces)[kRows], const VF (&factors)[kRows], float* y) {
   const DF d;
+  const int64_t columns = pieces[0].columns();
   int64_t column = 0;
-  for (; column + kStep <= piece.columns(); column += kStep) {
-    piece.AskAhead(column);
+  for (; column + kStep <= columns; column += kStep) {
+    HWY_UNROLL(4)
+    for (int r = 0; r < kRows; ++r) pieces[r].AskAhead(column);
     HWY_UNROLL(4)
     for (int64_t s = 0; s < kSums; ++s) {
       float* const to = y + column + s * LanesF();
-      hn::StoreU(piece.AddScaled(column, s * LanesF(), factor, hn::LoadU(d, to)), d, to);
+      VF sum = hn::LoadU(d, to);
+      HWY_UNROLL(4)
+      for (int r = 0; r < kRows; ++r) sum = pieces[r].AddScaled(column, s * LanesF(), factors[r], sum);
+      hn::StoreU(sum, d, to);
     }
   }
-  for (int64_t offset = 0; column + offset < piece.columns(); offset += LanesF()) {
-    float* const to = y + column + offset;
-    const auto valid = hn::FirstN(d, static_cast<size_t>(piece.columns() - column - offset));
-    const VF sum = piece.AddScaled(column, offset, factor, hn::MaskedLoad(valid, d, to));
+  HWY_UNROLL(4)
+  for (int64_t s = 0; s < kSums; ++s) {
+    float* const to = y + column + s * LanesF();
+    const int64_t left = columns - column - s * LanesF();
+    if (left <= 0) break;
+    const auto valid = hn::FirstN(d, static_cast<size_t>(left));
+    VF sum = hn::MaskedLoad(valid, d, to);
+    HWY_UNROLL(4)
+    for (int r = 0; r < kRows; ++r) sum = pieces[r].AddScaled(column, s * LanesF(), factors[r], sum);
     hn::BlendedStore(sum, valid, d, to);
   }
+}
+
+// The group's columns of kRows uses, which add to the same vector: of rows from `row` on that have no other.
+template <int kRows, WeightType kType>
+HWY_INLINE void AddUses(const RowUses& uses, int64_t row, int64_t use, const float* factors, int64_t n,
+                        int64_t begin, float* y) {
+  Piece<kType> pieces[kRows];
+  VF scales[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    scales[r] = hn::Set(DF(), factors[use + r]);
+    pieces[r].Open(uses.rows[row + r], uses.next[row + r], n, begin);
+    pieces[r].Enter(begin, scales[r]);
+  }
+  AddPieces(pieces, scales, y + begin);
+}
+
+// Whether kTile rows from `row` on have one use each, by the same vector.
+HWY_INLINE bool ShareAVector(const RowUses& uses, int64_t row) {
+  if (row + kTile > uses.count) return false;
+  const int64_t use = uses.Begin(row);
+  for (int i = 0; i < kTile; ++i) {
+    if (uses.ends[row + i] != use + i + 1 || uses.vectors[use + i] != uses.vectors[use]) return false;
+  }
+  return true;
 }
 
 template <WeightType kType>
 void AddScaledShared(const RowUses& uses, const float* factors, int64_t n, float* y, int64_t ldy) {
   for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
-    for (int64_t i = 0; i < uses.count; ++i) {
-      Piece<kType> piece(uses.rows[i], uses.next[i], n, begin);
-      for (int64_t use = uses.Begin(i); use < uses.ends[i]; ++use) {
-        const VF factor = hn::Set(DF(), factors[use]);
-        piece.Enter(begin, factor);
-        AddPiece(piece, factor, y + uses.vectors[use] * ldy + begin);
+    for (int64_t i = 0; i < uses.count;) {
+      const auto to = [&](int64_t use) { return y + uses.vectors[use] * ldy; };
+      if (ShareAVector(uses, i)) {
+        AddUses<kTile, kType>(uses, i, uses.Begin(i), factors, n, begin, to(uses.Begin(i)));
+        i += kTile;
+        continue;
       }
+      for (int64_t use = uses.Begin(i); use < uses.ends[i]; ++use) {
+        AddUses<1, kType>(uses, i, use, factors, n, begin, to(use));
+      }
+      ++i;
     }
   }
 }

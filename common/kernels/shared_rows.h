@@ -18,14 +18,15 @@ struct RowUses {
   // the same one if nothing follows.
   const uint8_t* const* next = nullptr;
   // [count]: row i serves the vectors vectors[ends[i - 1]] (the first row: vectors[0]) to vectors[ends[i] -
-  // 1], which are different and at most kMostRowUses.
+  // 1], which are different. The last is at most kMostRowUses, and so is count.
   const int32_t* ends = nullptr;
   const int32_t* vectors = nullptr;
 
   int64_t Begin(int64_t i) const { return i == 0 ? 0 : ends[i - 1]; }
 };
 
-inline constexpr int64_t kMostRowUses = 64;
+// The partial sums of so many products fill half of the first-level cache with AVX-512.
+inline constexpr int64_t kMostRowUses = 128;
 
 struct SharedRowKernels {
   // products[u] = row . vector vectors[u] of `inputs`, for each use u of every row; bit-equal to

@@ -16,6 +16,7 @@ using SharedRowsTest = TargetTest;
 INSTANTIATE_ON_EVERY_TARGET(SharedRowsTest);
 
 constexpr float kUntouched = 12345.0f;
+constexpr int64_t kVectors = 16;
 
 // Rows in any order and more than once, each with a random choice of the vectors.
 struct Lists {
@@ -40,24 +41,23 @@ struct Lists {
   std::vector<int32_t> ends, vectors;
 };
 
-// Sixteen rows with up to 40 vectors each are more products than are computed together.
 struct Shape {
   int64_t rows, vectors;
 };
-constexpr Shape kShapes[] = {{0, 1}, {1, 1}, {3, 2}, {9, 7}, {16, 40}};
+constexpr Shape kShapes[] = {{0, 1}, {1, 1}, {3, 2}, {9, 7}, {8, kVectors}, {kMostRowUses, 1}};
 
 TEST_P(SharedRowsTest, ProductsAreBitEqualToThoseOneByOne) {
   for (const WeightType type : kAllTypes) {
     for (const int64_t n : AwkwardColumns(type)) {
       const RandomRows rows(type, 7, n, PackedRowBytes(type, n), 1);
       const int64_t ldx = n + 3;
-      const std::vector<float> x = RandomFloats(40 * ldx, 2);
+      const std::vector<float> x = RandomFloats(kVectors * ldx, 2);
       for (const Shape& shape : kShapes) {
         SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " x " << n << ", " << shape.rows);
         const Lists lists(rows, shape.rows, shape.vectors, 3);
         std::vector<float> products(lists.vectors.size() + 1, kUntouched);
         const RowUses uses = lists.Uses();
-        const PreparedInputs inputs(GetRowKernels(type), x.data(), ldx, 40, n);
+        const PreparedInputs inputs(GetRowKernels(type), x.data(), ldx, kVectors, n);
         GetSharedRowKernels(type).multiply(uses, inputs, n, products.data());
         for (int64_t i = 0; i < uses.count; ++i) {
           for (int64_t use = uses.Begin(i); use < uses.ends[i]; ++use) {
@@ -76,7 +76,7 @@ TEST_P(SharedRowsTest, SumsAreBitEqualToRowsAddedOneByOne) {
     for (const int64_t n : AwkwardColumns(type)) {
       const RandomRows rows(type, 7, n, PackedRowBytes(type, n), 4);
       const int64_t ldy = n + 3;
-      const std::vector<float> before = RandomFloats(40 * ldy, 5);
+      const std::vector<float> before = RandomFloats(kVectors * ldy, 5);
       for (const Shape& shape : kShapes) {
         SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " x " << n << ", " << shape.rows);
         const Lists lists(rows, shape.rows, shape.vectors, 6);
