@@ -55,6 +55,29 @@ TEST_P(RowKernelsTest, DotIsWithinToleranceAtEveryMisalignment) {
   }
 }
 
+// Blocks of a vector far apart in magnitude, each with a value far above its others: a block's rounding must
+// not show in another's products.
+TEST_P(RowKernelsTest, DotIsWithinToleranceForValuesOfAnyMagnitude) {
+  constexpr int64_t kColumns = 32 * 5;
+  for (const WeightType type : {WeightType::kQ8_0, WeightType::kQ4_0, WeightType::kF16}) {
+    const RandomRows rows(type, 1, kColumns, PackedRowBytes(type, kColumns), 16);
+    for (const int exponent : {-30, 0, 30}) {
+      for (int64_t only = 0; only < 5; ++only) {
+        SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " 2^" << exponent << " block " << only);
+        std::vector<float> x = RandomFloats(kColumns, 17);
+        for (int64_t i = 0; i < kColumns; ++i) {
+          const float outlier = i % 32 == only ? 1000.0f : 1.0f;
+          x[i] = i / 32 == only ? std::ldexp(x[i] * outlier, exponent) : std::ldexp(x[i], -120);
+        }
+        const double bound = DotTolerance(type, kColumns, Norm(rows.values[0]), Norm(x.data(), kColumns));
+        const float dot = Dot(type, rows.row(0), x.data(), kColumns);
+        const double exact = ReferenceDot(rows.values[0], x.data());
+        EXPECT_TRUE(Within(dot, exact, bound)) << dot << " is not " << exact << " within " << bound;
+      }
+    }
+  }
+}
+
 TEST_P(RowKernelsTest, OneWeightOffByTwiceTheBoundFailsTheCheck) {
   constexpr int64_t kColumns = 2048;
   const RandomRows rows(WeightType::kF32, 1, kColumns, PackedRowBytes(WeightType::kF32, kColumns), 4);
@@ -78,12 +101,14 @@ TEST_P(RowKernelsTest, OneWeightOffByTwiceTheBoundFailsTheCheck) {
   EXPECT_GT(tried, 10);
 }
 
-TEST_P(RowKernelsTest, NaNReachesTheResult) {
+TEST_P(RowKernelsTest, NaNAndInfinityReachTheResult) {
   for (const WeightType type : kAllTypes) {
     const RandomRows rows(type, 1, 512, PackedRowBytes(type, 512), 6);
     std::vector<float> x(512, 1.0f);
     x[300] = NAN;
     EXPECT_TRUE(std::isnan(Dot(type, rows.row(0), x.data(), 512))) << WeightTypeName(type);
+    x[300] = INFINITY;
+    EXPECT_FALSE(std::isfinite(Dot(type, rows.row(0), x.data(), 512))) << WeightTypeName(type);
   }
 }
 

@@ -38,6 +38,15 @@ TEST(DotTolerance, GrowsWithTheSquareRootOfTheLength) {
   EXPECT_DOUBLE_EQ(DotTolerance(400, 2, 3), 20 * 2 * 3 * DotTolerance(1, 1, 1));
 }
 
+TEST(DotTolerance, CountsTheRoundingOfVectorsWhereProductsAreInteger) {
+  const double sums = DotTolerance(64, 2, 3);
+  EXPECT_EQ(DotTolerance(WeightType::kF16, 64, 2, 3), sums);
+  EXPECT_EQ(DotTolerance(WeightType::kQ4_K, 64, 2, 3), sums);
+  for (const WeightType type : {WeightType::kQ8_0, WeightType::kQ4_0}) {
+    EXPECT_NEAR(DotTolerance(type, 64, 2, 3) - sums, 2 * 3 * 4 / std::sqrt(12) / 32639, 1e-15);
+  }
+}
+
 TEST(QuantizationError, IsWhatPackingNormalValuesCosts) {
   constexpr int64_t kColumns = 1 << 16;
   std::mt19937_64 random(1);
