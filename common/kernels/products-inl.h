@@ -13,7 +13,7 @@
 #include "common/kernels/integer_products-inl.h"
 #include "hwy/highway.h"
 
-HWY_BEFORE_NAMESPACE();
+// Without HWY_BEFORE_NAMESPACE: there is no function here that it could apply to.
 namespace isotherm::kernels {
 namespace HWY_NAMESPACE {
 
@@ -25,6 +25,5 @@ using Products = std::conditional_t<kIntegerProducts<kType>, IntegerProducts<kTy
 
 }  // namespace HWY_NAMESPACE
 }  // namespace isotherm::kernels
-HWY_AFTER_NAMESPACE();
 
 #endif  // ISOTHERM_COMMON_KERNELS_PRODUCTS_INL_H_
