@@ -7,48 +7,63 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
 
 namespace isotherm::gateway {
 namespace {
 
 constexpr double kImpossible = -std::numeric_limits<double>::infinity();
 
+absl::Status CheckLogits(absl::Span<const float> logits) {
+  // Neither NaN nor infinity is below infinity. Without a way out, so that the compiler takes many at a time.
+  bool sound = true;
+  for (const float logit : logits) sound &= logit < std::numeric_limits<float>::infinity();
+  if (sound) return absl::OkStatus();
+  const auto first = std::find_if(logits.begin(), logits.end(), [](float logit) {
+    return !(logit < std::numeric_limits<float>::infinity());
+  });
+  return absl::InternalError(
+      absl::StrCat("the worker's logit of token ", first - logits.begin(), " is ", *first));
+}
+
+absl::Status NothingPossible() { return absl::InternalError("the worker's logits rule out every token"); }
+
 }  // namespace
 
 Sampler::Sampler(SamplingOptions options, uint64_t seed) : options_(std::move(options)), generator_(seed) {}
 
 // Equal logits are ordered by id, so that no filter depends on how an algorithm breaks ties.
-bool Sampler::MoreProbable(const Candidate& a, const Candidate& b) {
-  return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
-}
+struct Sampler::MoreProbable {
+  bool operator()(const Candidate& a, const Candidate& b) const {
+    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+  }
+};
 
 absl::StatusOr<uint32_t> Sampler::Sample(absl::Span<const float> logits, absl::Span<const uint32_t> history) {
+  ISOTHERM_RETURN_IF_ERROR(CheckLogits(logits));
+  if (options_.greedy() && options_.logit_bias.empty() && !options_.penalizes()) {
+    const auto largest = std::max_element(logits.begin(), logits.end());  // the first among equals
+    if (largest == logits.end() || *largest == kImpossible) return NothingPossible();
+    return static_cast<uint32_t>(largest - logits.begin());
+  }
   candidates_.resize(logits.size());
   for (size_t token = 0; token < logits.size(); ++token) {
-    const double logit = logits[token];
-    if (std::isnan(logit) || logit == std::numeric_limits<double>::infinity()) {
-      return absl::InternalError(absl::StrCat("the worker's logit of token ", token, " is ", logit));
-    }
-    candidates_[token] = {logit, static_cast<uint32_t>(token), 0};
+    candidates_[token] = {logits[token], static_cast<uint32_t>(token), 0};
   }
   for (const auto& [token, bias] : options_.logit_bias) {
     if (token < candidates_.size()) candidates_[token].logit += bias;
   }
   if (options_.penalizes()) ApplyPenalties(history);
 
-  if (candidates_.empty() || MostProbable().logit == kImpossible) {
-    return absl::InternalError("the worker's logits rule out every token");
-  }
-  if (options_.greedy()) return MostProbable().token;
+  if (candidates_.empty()) return NothingPossible();
+  const Candidate most_probable = *std::min_element(candidates_.begin(), candidates_.end(), MoreProbable());
+  if (most_probable.logit == kImpossible) return NothingPossible();
+  if (options_.greedy()) return most_probable.token;
   KeepTopK();
-  SetWeights();
+  SetWeights(most_probable.logit);
   KeepTopP();
   KeepMinP();
   return Draw();
-}
-
-const Sampler::Candidate& Sampler::MostProbable() const {
-  return *std::min_element(candidates_.begin(), candidates_.end(), MoreProbable);
 }
 
 void Sampler::ApplyPenalties(absl::Span<const uint32_t> history) {
@@ -66,14 +81,13 @@ void Sampler::ApplyPenalties(absl::Span<const uint32_t> history) {
 void Sampler::KeepTopK() {
   const size_t k = static_cast<size_t>(options_.top_k);
   if (k == 0 || k >= candidates_.size()) return;
-  std::nth_element(candidates_.begin(), candidates_.begin() + (k - 1), candidates_.end(), MoreProbable);
+  std::nth_element(candidates_.begin(), candidates_.begin() + (k - 1), candidates_.end(), MoreProbable());
   candidates_.resize(k);
 }
 
 // Softmax without the division: the largest weight is 1, so nothing overflows and the sum is at least 1. Any
 // temperature above 0 is safe, because the quotient's only limit is -infinity, whose weight is 0.
-void Sampler::SetWeights() {
-  const double largest = MostProbable().logit;
+void Sampler::SetWeights(double largest) {
   for (Candidate& candidate : candidates_) {
     candidate.weight =
         candidate.logit == largest ? 1 : std::exp((candidate.logit - largest) / options_.temperature);
@@ -92,7 +106,7 @@ void Sampler::KeepTopP() {
   for (size_t sorted = 0, piece = 64; sorted < candidates_.size() && reached < wanted; piece *= 4) {
     const size_t end = std::min(candidates_.size(), sorted + piece);
     std::partial_sort(candidates_.begin() + sorted, candidates_.begin() + end, candidates_.end(),
-                      MoreProbable);
+                      MoreProbable());
     for (; kept < end && reached < wanted; ++kept) reached += candidates_[kept].weight;
     sorted = end;
   }

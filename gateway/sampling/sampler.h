@@ -30,11 +30,11 @@ class Sampler {
     uint32_t token;
     double weight;  // probability times a common factor
   };
-  static bool MoreProbable(const Candidate& a, const Candidate& b);
+  struct MoreProbable;
 
   void ApplyPenalties(absl::Span<const uint32_t> history);
-  const Candidate& MostProbable() const;
-  void SetWeights();
+  // `largest`: of their logits.
+  void SetWeights(double largest);
   void KeepTopK();
   void KeepTopP();
   void KeepMinP();
