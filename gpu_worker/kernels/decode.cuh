@@ -21,8 +21,14 @@ using kernels::WeightType;
 
 inline constexpr int kRunColumns = 8;
 
+// A decoder with kOneScale instead gives the integers of a chunk, Integers(raw, integers), which Scale(raw)
+// times are the weights: dot products then multiply with it once a chunk.
 template <WeightType kType>
 struct Decoder;
+template <typename D>
+concept HasOneScale = requires {
+  D::kOneScale;
+};
 
 template <typename T>
 __device__ inline T LoadOnce(const void* from) {
@@ -46,6 +52,12 @@ __device__ inline float SignedByte(uint32_t word, int index) {
 // The low nibble, less 8.
 __device__ inline float NibbleLess8(uint32_t word) {
   return __uint_as_float((word & 15) | kTwoTo23Bits) - (kTwoTo23 + 8);
+}
+
+template <int kRuns>
+__device__ inline void Multiply(float scale, float (&weights)[kRuns][kRunColumns]) {
+#pragma unroll
+  for (int i = 0; i < kRuns * kRunColumns; ++i) weights[i / kRunColumns][i % kRunColumns] *= scale;
 }
 
 // Columns in one chunk of a type, and chunks that cover a row.
@@ -122,11 +134,16 @@ struct Decoder<WeightType::kQ8_0> {
   static __device__ Raw Load(const uint8_t* row, int64_t columns, int64_t chunk) {
     return {LoadOnce<uint4>(row + 16 * chunk), LoadOnce<unsigned short>(row + columns + chunk / 2 * 2)};
   }
-  static __device__ void Decode(const Raw& raw, int64_t, float (&weights)[kRuns][kRunColumns]) {
+  static constexpr bool kOneScale = true;
+  static __device__ float Scale(const Raw& raw) { return HalfBits(raw.scale); }
+  static __device__ void Integers(const Raw& raw, float (&integers)[kRuns][kRunColumns]) {
     const uint32_t words[] = {raw.quants.x, raw.quants.y, raw.quants.z, raw.quants.w};
-    const float scale = HalfBits(raw.scale);
 #pragma unroll
-    for (int i = 0; i < 16; ++i) weights[i / 8][i % 8] = SignedByte(words[i / 4], i % 4) * scale;
+    for (int i = 0; i < 16; ++i) integers[i / 8][i % 8] = SignedByte(words[i / 4], i % 4);
+  }
+  static __device__ void Decode(const Raw& raw, int64_t, float (&weights)[kRuns][kRunColumns]) {
+    Integers(raw, weights);
+    Multiply(Scale(raw), weights);
   }
 };
 
@@ -142,15 +159,20 @@ struct Decoder<WeightType::kQ4_0> {
   static __device__ Raw Load(const uint8_t* row, int64_t columns, int64_t chunk) {
     return {LoadOnce<uint4>(row + 16 * chunk), LoadOnce<unsigned short>(row + columns / 2 + 2 * chunk)};
   }
-  static __device__ void Decode(const Raw& raw, int64_t, float (&weights)[kRuns][kRunColumns]) {
+  static constexpr bool kOneScale = true;
+  static __device__ float Scale(const Raw& raw) { return HalfBits(raw.scale); }
+  static __device__ void Integers(const Raw& raw, float (&integers)[kRuns][kRunColumns]) {
     const uint32_t words[] = {raw.nibbles.x, raw.nibbles.y, raw.nibbles.z, raw.nibbles.w};
-    const float scale = HalfBits(raw.scale);
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const uint32_t pair = words[i / 4] >> (8 * (i % 4));
-      weights[i / 8][i % 8] = NibbleLess8(pair) * scale;
-      weights[2 + i / 8][i % 8] = NibbleLess8(pair >> 4) * scale;
+      integers[i / 8][i % 8] = NibbleLess8(pair);
+      integers[2 + i / 8][i % 8] = NibbleLess8(pair >> 4);
     }
+  }
+  static __device__ void Decode(const Raw& raw, int64_t, float (&weights)[kRuns][kRunColumns]) {
+    Integers(raw, weights);
+    Multiply(Scale(raw), weights);
   }
 };
 

@@ -10,9 +10,24 @@ namespace {
 constexpr int kMostThreads = 512;
 constexpr int kLeastThreads = 128;
 
-// Two rows of weights share what they read of x where that is the larger part of the traffic.
-template <int kBatch>
-inline constexpr int kSharedRows = kBatch >= 4 ? 2 : 1;
+// Rows of weights that share what they read of x, where that is the larger part of the traffic; as many as
+// registers allow.
+template <typename D, int kBatch>
+inline constexpr int kSharedRows = kBatch < 4      ? 1
+                                   : D::kRuns == 1 ? 4
+                                                   : 2;
+// Of rows that a warp reads at once, so many together keep memory busy.
+constexpr int kShortRows = 4;
+// So many warps share a row of a matrix that has too few of them to keep memory busy.
+constexpr int kSharingWarps = 4;
+
+// A function of the matrices alone: a row's sum must not depend on the batch.
+int SharingWarps(int64_t rows, int64_t chunks) {
+  return rows * kSharingWarps * kWarp <= int64_t{kMostThreads} * Multiprocessors() &&
+                 chunks >= kSharingWarps * kWarp
+             ? kSharingWarps
+             : 1;
+}
 
 // Matrices of one launch, one after another, and where their products go; y [batch, rows].
 struct Factors {
@@ -51,43 +66,101 @@ __device__ void FetchFirstRow(const Factors& factors, int size, int64_t group, i
       "prefetch.global.L2 [%0];" ::"l"(factors.weights[m] + group * size * factors.stride[m] + offset));
 }
 
-template <typename D, int kBatch>
-__global__ void __launch_bounds__(kMostThreads, kBatch == 1 ? 2 : 1)
-    MatMulKernel(const __grid_constant__ Factors factors, int64_t columns, int64_t row_bytes, const float* x,
-                 int64_t batch) {
-  extern __shared__ float4 memory[];
-  constexpr int kRows = kSharedRows<kBatch>;
-  const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / kWarp);
-  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+template <int kRows, int kBatch>
+__device__ void StoreSums(const Factors& factors, int m, int64_t first, const float (&sums)[kRows][kBatch],
+                          int64_t batch) {
   const int lane = threadIdx.x % kWarp;
+  const int64_t outputs = factors.rows[m];
+  const float* const bias = factors.bias[m];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (lane == b && b < batch && first + r < outputs) {
+        factors.y[m][b * outputs + first + r] = bias == nullptr ? sums[r][b] : sums[r][b] + bias[first + r];
+      }
+    }
+  }
+}
+
+// Adds up what the warps that share rows have, in their order; the first of them gets the sums. By all
+// threads of the block.
+template <int kRows, int kBatch>
+__device__ void AddParts(const RowPart& part, float (&sums)[kRows][kBatch]) {
+  __shared__ float parts[kMostThreads / kWarp][kRows][kBatch];
+  const int warp = threadIdx.x / kWarp;
+  __syncthreads();  // the last round's sums have been read
+  if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+    for (int i = 0; i < kRows * kBatch; ++i)
+      parts[warp][i / kBatch][i % kBatch] = sums[i / kBatch][i % kBatch];
+  }
+  __syncthreads();
+  if (part.part != 0) return;
+  for (int other = 1; other < part.parts; ++other) {
+#pragma unroll
+    for (int i = 0; i < kRows * kBatch; ++i)
+      sums[i / kBatch][i % kBatch] += parts[warp + other][i / kBatch][i % kBatch];
+  }
+}
+
+// So many warps after one another share kRows rows, `sharing` divides a block's.
+template <typename D, int kRows, int kBatch>
+__global__ void __launch_bounds__(kMostThreads, kBatch == 1 ? 2 : 1)
+    MatMulKernel(const __grid_constant__ Factors factors, int sharing, int64_t columns, int64_t row_bytes,
+                 const float* x, int64_t batch) {
+  extern __shared__ float4 memory[];
+  const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
+  const RowPart part{warp % sharing, sharing};
+  const int64_t groups_each = warps / sharing;  // of the block, at a time
+  const int64_t begin = blockIdx.x * groups_each, step = gridDim.x * groups_each;
   LetNextStart();
-  FetchFirstRow(factors, kRows, warp, row_bytes);
+  FetchFirstRow(factors, kRows, begin + warp / sharing, row_bytes);
   AwaitPrevious();
   StagedInput<D, kBatch> input(memory, columns);
   input.Fill(x, columns, batch);
   const int64_t groups = factors.Groups(kRows);
-  for (int64_t next = warp; next < groups; next += warps) {
-    int64_t group = next;
-    const int m = factors.Find(kRows, group);
-    const int64_t first = group * kRows, outputs = factors.rows[m];
+  // The block's warps stay together for the barriers of AddParts.
+  for (int64_t base = begin; base < groups; base += step) {
+    int64_t group = base + warp / sharing;
+    const bool mine = group < groups;
+    const int m = mine ? factors.Find(kRows, group) : 0;
+    const int64_t first = group * kRows;
     const uint8_t* rows[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      rows[r] = mine && first + r < factors.rows[m] ? factors.weights[m] + (first + r) * factors.stride[m]
+                                                    : nullptr;
+    }
     float sums[kRows][kBatch];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      rows[r] = first + r < outputs ? factors.weights[m] + (first + r) * factors.stride[m] : nullptr;
-    }
-    DotRows<D>(rows, columns, input, sums);
-    const float* const bias = factors.bias[m];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (lane == b && b < batch && first + r < outputs) {
-          factors.y[m][b * outputs + first + r] = bias == nullptr ? sums[r][b] : sums[r][b] + bias[first + r];
-        }
-      }
-    }
+    DotRows<D>(rows, columns, input, sums, part);
+    if (sharing > 1) AddParts(part, sums);
+    if (mine && part.part == 0) StoreSums(factors, m, first, sums, batch);
   }
+}
+
+template <typename D, int kRows, int kBatch>
+cudaError_t LaunchMatMul(const Factors& factors, int64_t columns, int64_t row_bytes, const float* x,
+                         int64_t batch, cudaStream_t stream) {
+  // Two blocks of sixteen warps keep a multiprocessor's loads in flight, and x is staged only so often.
+  constexpr int64_t kBlocksEach = 2;
+  const int64_t most_blocks = kBlocksEach * Multiprocessors();
+  const auto kernel = MatMulKernel<D, kRows, kBatch>;
+  const int64_t shared = StagedInput<D, kBatch>::Bytes(columns);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error != cudaSuccess) return error;
+  const int sharing = SharingWarps(factors.Groups(1), Chunks<D>(columns));
+  const int64_t warps = factors.Groups(kRows) * sharing;
+  // A matrix of few rows is spread over more multiprocessors in smaller blocks.
+  int threads = kMostThreads;
+  while (sharing == 1 && threads > kLeastThreads &&
+         CeilDiv<int64_t>(warps, threads / kWarp) < Multiprocessors()) {
+    threads /= 2;
+  }
+  const int64_t blocks = std::min(most_blocks, CeilDiv<int64_t>(warps, threads / kWarp));
+  return LaunchChained(kernel, static_cast<unsigned>(blocks), threads, shared, stream, factors, sharing,
+                       columns, row_bytes, x, batch);
 }
 
 template <typename D>
@@ -139,29 +212,20 @@ Factors Collect(const Product* products, int count, int64_t first) {
 }  // namespace
 
 cudaError_t MatMul(const Product* products, int count, const float* x, int64_t rows, cudaStream_t stream) {
-  // Two blocks of sixteen warps keep a multiprocessor's loads in flight, and x is staged only so often.
-  constexpr int64_t kBlocksEach = 2;
   if (count < 1 || count > kMostProducts) return cudaErrorInvalidValue;
   const kernels::WeightMatrix& weight = products[0].weight;
-  const int64_t row_bytes = kernels::PackedRowBytes(weight.type, weight.columns);
-  const int64_t most_blocks = kBlocksEach * Multiprocessors();
-  return ForEachBatch(
-      weight.type, weight.columns, rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
-        const auto kernel = MatMulKernel<D, kBatch>;
-        const int64_t shared = StagedInput<D, kBatch>::Bytes(weight.columns);
-        const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                       static_cast<int>(shared));
-        if (error != cudaSuccess) return error;
-        const Factors factors = Collect(products, count, first);
-        const int64_t groups = factors.Groups(kSharedRows<kBatch>);
-        // A matrix of few rows is spread over more multiprocessors in smaller blocks.
-        int threads = kMostThreads;
-        while (threads > kLeastThreads && CeilDiv<int64_t>(groups, threads / kWarp) < Multiprocessors())
-          threads /= 2;
-        const int64_t blocks = std::min(most_blocks, CeilDiv<int64_t>(groups, threads / kWarp));
-        return LaunchChained(kernel, static_cast<unsigned>(blocks), threads, shared, stream, factors,
-                             weight.columns, row_bytes, x + first * weight.columns, batch);
-      });
+  const int64_t columns = weight.columns;
+  const int64_t row_bytes = kernels::PackedRowBytes(weight.type, columns);
+  return ForEachBatch(weight.type, columns, rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
+    const Factors factors = Collect(products, count, first);
+    const float* const inputs = x + first * columns;
+    if constexpr (kBatch == 1) {
+      if (Chunks<D>(columns) <= kWarp)
+        return LaunchMatMul<D, kShortRows, 1>(factors, columns, row_bytes, inputs, batch, stream);
+    }
+    return LaunchMatMul<D, kSharedRows<D, kBatch>, kBatch>(factors, columns, row_bytes, inputs, batch,
+                                                           stream);
+  });
 }
 
 cudaError_t Unpack(const kernels::WeightMatrix& weight, int64_t first, int64_t count, float* out,

@@ -7,8 +7,11 @@
 
 namespace isotherm::gpu_worker::cuda {
 
-// Shared memory that every device since compute capability 8.0 grants a block.
-inline constexpr int64_t kLeastSharedBytes = 96 << 10;
+// Shared memory that a block may have for token rows.
+inline int64_t StagedBytes() {
+  constexpr int64_t kOther = 8 << 10;  // what kernels have besides
+  return DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kOther;
+}
 
 // Token rows in shared memory, in the order in which a warp multiplies them with the chunks of a packed row:
 // the 16 bytes that its 32 lanes read together lie side by side, so no two lanes meet in a bank.
@@ -53,55 +56,92 @@ class StagedInput {
   int64_t row_slots_;
 };
 
-// sums[r][b] = rows[r] . staged row b, the same bits in every lane. A row's sum depends on nothing but the
-// row and its input: lanes take chunks in turn, then the lanes are added as a tree. Null rows count as zero.
+// Eight columns of a staged row.
+struct StagedRun {
+  float4 low, high;
+};
+
+__device__ inline float DotRun(const float (&weights)[kRunColumns], const StagedRun& x, float sum) {
+  sum = fmaf(weights[0], x.low.x, sum);
+  sum = fmaf(weights[1], x.low.y, sum);
+  sum = fmaf(weights[2], x.low.z, sum);
+  sum = fmaf(weights[3], x.low.w, sum);
+  sum = fmaf(weights[4], x.high.x, sum);
+  sum = fmaf(weights[5], x.high.y, sum);
+  sum = fmaf(weights[6], x.high.z, sum);
+  return fmaf(weights[7], x.high.w, sum);
+}
+
+// sums[r][b] += a chunk of row r . staged row b. What is read of x serves all rows.
+template <typename D, int kRows, int kBatch>
+__device__ inline void DotChunks(const typename D::Raw (&raw)[kRows], const StagedInput<D, kBatch>& input,
+                                 int64_t chunk, float (&sums)[kRows][kBatch]) {
+  float weights[kRows][D::kRuns][kRunColumns];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    if constexpr (HasOneScale<D>) {
+      D::Integers(raw[r], weights[r]);
+    } else {
+      D::Decode(raw[r], chunk, weights[r]);
+    }
+  }
+#pragma unroll
+  for (int b = 0; b < kBatch; ++b) {
+    float parts[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) parts[r] = HasOneScale<D> ? 0.0f : sums[r][b];
+#pragma unroll
+    for (int run = 0; run < D::kRuns; ++run) {
+      const StagedRun x{input.At(b, chunk, run, 0), input.At(b, chunk, run, 1)};
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) parts[r] = DotRun(weights[r][run], x, parts[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if constexpr (HasOneScale<D>) {
+        sums[r][b] = fmaf(D::Scale(raw[r]), parts[r], sums[r][b]);
+      } else {
+        sums[r][b] = parts[r];
+      }
+    }
+  }
+}
+
+// What the lanes of a warp read of a row: of every `parts` times 32 chunks those of the part.
+struct RowPart {
+  int part = 0;
+  int parts = 1;
+};
+
+// sums[r][b] = the part of rows[r] . staged row b, the same bits in every lane. A row's sum depends on
+// nothing but the row, its input and the part: lanes take chunks in turn, then the lanes are added as a tree.
+// Null rows count as zero.
 template <typename D, int kRows, int kBatch>
 __device__ inline void DotRows(const uint8_t* const (&rows)[kRows], int64_t columns,
-                               const StagedInput<D, kBatch>& input, float (&sums)[kRows][kBatch]) {
+                               const StagedInput<D, kBatch>& input, float (&sums)[kRows][kBatch],
+                               RowPart part = {}) {
   // Chunks of each row on their way at once: 128 bytes a lane where registers allow.
-  constexpr int kAhead = sizeof(typename D::Raw) * kRows <= 16 ? 8 : 4;
+  constexpr int kAhead = kRows > 2 ? (kBatch == 1 ? 1 : 2) : sizeof(typename D::Raw) * kRows <= 16 ? 8 : 4;
   const int64_t chunks = Chunks<D>(columns);
+  const int64_t step = int64_t{kWarp} * part.parts;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) sums[r][b] = 0;
   }
-  for (int64_t first = threadIdx.x % kWarp; first < chunks; first += kAhead * kWarp) {
-    typename D::Raw raw[kAhead][kRows];
+  for (int64_t first = threadIdx.x % kWarp + kWarp * part.part; first < chunks; first += kAhead * step) {
+    typename D::Raw raw[kAhead][kRows] = {};
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        if (rows[r] != nullptr && first + a * kWarp < chunks)
-          raw[a][r] = D::Load(rows[r], columns, first + a * kWarp);
+        if (rows[r] != nullptr && first + a * step < chunks)
+          raw[a][r] = D::Load(rows[r], columns, first + a * step);
       }
     }
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      const int64_t chunk = first + a * kWarp;
-      if (chunk >= chunks) break;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (rows[r] == nullptr) continue;
-        float weights[D::kRuns][kRunColumns];
-        D::Decode(raw[a][r], chunk, weights);
-#pragma unroll
-        for (int run = 0; run < D::kRuns; ++run) {
-#pragma unroll
-          for (int b = 0; b < kBatch; ++b) {
-            const float4 low = input.At(b, chunk, run, 0), high = input.At(b, chunk, run, 1);
-            float sum = sums[r][b];
-            sum = fmaf(weights[run][0], low.x, sum);
-            sum = fmaf(weights[run][1], low.y, sum);
-            sum = fmaf(weights[run][2], low.z, sum);
-            sum = fmaf(weights[run][3], low.w, sum);
-            sum = fmaf(weights[run][4], high.x, sum);
-            sum = fmaf(weights[run][5], high.y, sum);
-            sum = fmaf(weights[run][6], high.z, sum);
-            sums[r][b] = fmaf(weights[run][7], high.w, sum);
-          }
-        }
-      }
+      if (first + a * step < chunks) DotChunks<D>(raw[a], input, first + a * step, sums);
     }
   }
 #pragma unroll
@@ -115,16 +155,17 @@ __device__ inline void DotRows(const uint8_t* const (&rows)[kRows], int64_t colu
 // many at a time as shared memory has room for.
 template <typename Launch>
 cudaError_t ForEachBatch(WeightType type, int64_t columns, int64_t rows, const Launch& launch) {
+  const int64_t most_bytes = StagedBytes();
   return DispatchWeightType(type, [&]<WeightType kType>() {
     using D = Decoder<kType>;
     for (int64_t first = 0; first < rows;) {
       const int64_t left = rows - first;
       cudaError_t error = cudaSuccess;
       int64_t taken = 1;
-      if (left > 4 && StagedInput<D, 8>::Bytes(columns) <= kLeastSharedBytes) {
+      if (left > 4 && StagedInput<D, 8>::Bytes(columns) <= most_bytes) {
         taken = left < 8 ? left : 8;
         error = launch.template operator()<D, 8>(first, taken);
-      } else if (left > 1 && StagedInput<D, 4>::Bytes(columns) <= kLeastSharedBytes) {
+      } else if (left > 1 && StagedInput<D, 4>::Bytes(columns) <= most_bytes) {
         taken = left < 4 ? left : 4;
         error = launch.template operator()<D, 4>(first, taken);
       } else {
