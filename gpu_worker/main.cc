@@ -57,6 +57,10 @@ ABSL_FLAG(int64_t, stream_rows, isotherm::gpu_worker::kDefaultStreamRows,
           "Device cuda: from so many tokens of a step on, the cold neurons of a CPU worker on the same host "
           "are brought to the GPU instead of being computed there. 0: never.");
 ABSL_FLAG(
+    double, bus_share, isotherm::gpu_worker::kDefaultBusShare,
+    "Device cuda: share of the cold neurons, from 0 to 1, that the GPU computes itself in steps of up to 16 "
+    "tokens, reading them over the bus from the memory of a CPU worker on the same host.");
+ABSL_FLAG(
     std::string, look_ahead, "auto",
     "Tell the CPU worker a layer early which neurons it will probably be asked for, so that it has them in "
     "its caches: on, off, or auto, which is on for device cuda. Shared memory and up to 16 sequences.");
@@ -263,6 +267,8 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
     return base::UsageError(absl::StrCat("--look-ahead is '", look, "'; it is on, off or auto"));
   }
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("stream-rows", absl::GetFlag(FLAGS_stream_rows), 0, kMostRows));
+  if (const double share = absl::GetFlag(FLAGS_bus_share); !(share >= 0 && share <= 1))
+    return base::UsageError(absl::StrCat("--bus-share is ", share, "; it is from 0 to 1"));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-decode-rows", options.runner.max_decode_rows, 1, kMostRows));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("threads", absl::GetFlag(FLAGS_threads), 0, kMostThreads));
   ISOTHERM_ASSIGN_OR_RETURN(options.runner.kv_type, KvTypeFromFlag());
@@ -320,6 +326,7 @@ absl::StatusOr<EngineDevices> MakeDevices(const std::vector<int>& numbers, int t
                               MakeCudaDevice({.number = number,
                                               .loader_threads = threads,
                                               .stream_rows = absl::GetFlag(FLAGS_stream_rows),
+                                              .bus_share = absl::GetFlag(FLAGS_bus_share),
                                               .look_ahead = absl::GetFlag(FLAGS_look_ahead) != "off",
                                               .time_operators = absl::GetFlag(FLAGS_time_operators)}));
   }
@@ -401,8 +408,8 @@ int main(int argc, char** argv) {
           {"Placement", {"profile", "profile_dir", "save_profile", "placement", "adapt", "adapt_interval"}},
           {"Device",
            {"device", "devices", "vram_budget", "attention_offload", "threads", "max_prefill_rows",
-            "max_decode_rows", "micro_batches", "stream_rows", "look_ahead", "spin_us", "time_operators",
-            "inject_device_fault"}},
+            "max_decode_rows", "micro_batches", "stream_rows", "bus_share", "look_ahead", "spin_us",
+            "time_operators", "inject_device_fault"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",
             "exchange_timeout", "shm_directory"}},

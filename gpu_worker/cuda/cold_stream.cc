@@ -48,7 +48,17 @@ absl::Status ColdStream::Register() {
   ISOTHERM_ASSIGN_OR_RETURN(registration_,
                             RegisterHost(const_cast<uint8_t*>(bundles_.data()), bundles_.bytes(),
                                          /*read_only=*/true, "registering the CPU worker's neurons"));
+  void* on_device = nullptr;
+  ISOTHERM_RETURN_IF_ERROR(
+      ToStatus(cudaHostGetDevicePointer(&on_device, const_cast<uint8_t*>(bundles_.data()), 0),
+               "mapping the CPU worker's neurons"));
+  on_device_ = static_cast<const uint8_t*>(on_device);
   return absl::OkStatus();
+}
+
+const uint8_t* ColdStream::Bundles(int64_t layer, int64_t bundle_bytes) const {
+  const uint8_t* const bundles = bundles_.Layer(layer, ffn_ * bundle_bytes);
+  return bundles == nullptr ? nullptr : on_device_ + (bundles - bundles_.data());
 }
 
 ColdStream::~ColdStream() {

@@ -31,6 +31,10 @@ class ColdStream {
   ColdStream(const ColdStream&) = delete;
   ColdStream& operator=(const ColdStream&) = delete;
 
+  // The layer's bundles where they lie, neuron after neuron, for kernels that read them over the bus. Null
+  // unless all are shared.
+  const uint8_t* Bundles(int64_t layer, int64_t bundle_bytes) const;
+
   // Neurons ids[k] with bundles k < count, in device memory.
   struct Batch {
     const uint8_t* bundles = nullptr;
@@ -73,6 +77,7 @@ class ColdStream {
   const exchange::SharedBundles& bundles_;
   const int64_t ffn_;
   std::shared_ptr<void> registration_;
+  const uint8_t* on_device_ = nullptr;  // the device's address of the first bundle
   Stream stream_;
   Slot slots_[kSlots];
   int next_ = 0;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -31,9 +32,12 @@ constexpr int64_t kUsualContextBytes = int64_t{512} << 20;
 constexpr int64_t kLeastContextBytes = int64_t{256} << 20;
 constexpr int64_t kMostContextBytes = int64_t{1} << 30;
 constexpr int64_t kContextUnit = int64_t{16} << 20;
+// Of a device thread. The driver sets it aside for every thread that could run at once, by default 1 KiB and
+// 264 MiB of an H200, and takes more only once a kernel needs more.
+constexpr size_t kStackBytes = 256;
 // What comes after it, generously: kernels as they are first used, graphs, and allocations rounded up to the
 // driver's 2 MiB.
-constexpr int64_t kLaterBytes = int64_t{128} << 20;
+constexpr int64_t kLaterBytes = int64_t{144} << 20;
 
 template <typename T>
 int64_t Bytes(int64_t count) {
@@ -42,6 +46,15 @@ int64_t Bytes(int64_t count) {
 
 int64_t SketchInputBytes(const FfnParameters& ffn, int64_t max_rows) {
   return max_rows * kernels::SketchInputBytes(ffn.hidden);
+}
+int64_t ForkSketchInputBytes(const FfnParameters& ffn) { return SketchInputBytes(ffn, cuda::kSparseRows); }
+
+// So many of 64 bits, spread evenly.
+uint64_t SpreadBits(double share) {
+  const auto count = static_cast<int>(std::lround(64 * share));
+  uint64_t bits = 0;
+  for (int i = 0; i < 64; ++i) bits |= uint64_t{(i + 1) * count / 64 > i * count / 64} << i;
+  return bits;
 }
 
 int64_t PartialFloats(const FfnParameters& ffn) {
@@ -76,6 +89,8 @@ absl::StatusOr<std::unique_ptr<CudaDevice>> CudaDevice::Create(const CudaDeviceO
   }
   const std::optional<int64_t> used_before = cuda::UsedDeviceMemory(options.number);
   ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cudaSetDevice(options.number), "taking the device"));
+  ISOTHERM_RETURN_IF_ERROR(
+      cuda::ToStatus(cudaDeviceSetLimit(cudaLimitStackSize, kStackBytes), "limiting the stack"));
   ISOTHERM_ASSIGN_OR_RETURN(cuda::Stream stream, cuda::MakeStream());
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Cublas> cublas, cuda::Cublas::Load(stream.get()));
   const std::optional<int64_t> used_after = cuda::UsedDeviceMemory(options.number);
@@ -97,6 +112,7 @@ CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, int64
       context_bytes_(context_bytes),
       graphs_enabled_(options.graphs),
       stream_rows_(options.stream_rows),
+      bus_share_(SpreadBits(options.bus_share)),
       look_ahead_(options.look_ahead),
       loader_pool_({.threads = options.loader_threads}),
       stream_(std::move(stream)),
@@ -182,9 +198,9 @@ absl::StatusOr<int64_t> CudaDevice::AvailableMemory() const {
 }
 
 int64_t CudaDevice::WorkspaceBytes(const FfnParameters& ffn, int64_t max_rows) const {
-  return Bytes<float>(cuda::kSparseRows * ffn.ffn) + Bytes<float>(PartialFloats(ffn)) +
-         Bytes<float>(max_rows * ffn.hidden) + SketchInputBytes(ffn, max_rows) + cuda::kArenaBytes +
-         cuda::ColdStream::kStagingBytes + cuda::PassTables::Bytes(max_rows);
+  return Bytes<float>(2 * cuda::kSparseRows * ffn.ffn) + Bytes<float>(PartialFloats(ffn)) +
+         Bytes<float>(max_rows * ffn.hidden) + SketchInputBytes(ffn, max_rows) + ForkSketchInputBytes(ffn) +
+         cuda::kArenaBytes + cuda::ColdStream::kStagingBytes + cuda::PassTables::Bytes(max_rows);
 }
 
 int64_t CudaDevice::OwnBytes(const FfnParameters& ffn, int64_t max_rows) const {
@@ -197,9 +213,14 @@ absl::Status CudaDevice::Configure(const FfnParameters& ffn, int64_t layers, int
   statistics_.layers.resize(layers);
   ISOTHERM_RETURN_IF_ERROR(tables_.Allocate(max_rows));
   const int64_t counters = Bytes<cuda::FfnCounters>(2 * layers);
-  ISOTHERM_ASSIGN_OR_RETURN(values_, cuda::AllocateDevice(Bytes<float>(cuda::kSparseRows * ffn.ffn)));
+  ISOTHERM_ASSIGN_OR_RETURN(values_, cuda::AllocateDevice(Bytes<float>(2 * cuda::kSparseRows * ffn.ffn)));
   ISOTHERM_ASSIGN_OR_RETURN(partials_, cuda::AllocateDevice(Bytes<float>(PartialFloats(ffn))));
-  ISOTHERM_ASSIGN_OR_RETURN(sketch_inputs_, cuda::AllocateDevice(SketchInputBytes(ffn, max_rows)));
+  fork_sketch_inputs_ = SketchInputBytes(ffn, max_rows);
+  ISOTHERM_ASSIGN_OR_RETURN(sketch_inputs_,
+                            cuda::AllocateDevice(fork_sketch_inputs_ + ForkSketchInputBytes(ffn)));
+  ISOTHERM_ASSIGN_OR_RETURN(side_stream_, cuda::MakeStream());
+  ISOTHERM_ASSIGN_OR_RETURN(fork_, cuda::MakeEvent());
+  ISOTHERM_ASSIGN_OR_RETURN(join_, cuda::MakeEvent());
   ISOTHERM_ASSIGN_OR_RETURN(cold_answer_, cuda::AllocateDevice(Bytes<float>(max_rows * ffn.hidden)));
   ISOTHERM_ASSIGN_OR_RETURN(cold_staging_, cuda::AllocateDevice(cuda::ColdStream::kStagingBytes));
   ISOTHERM_ASSIGN_OR_RETURN(arena_, cuda::AllocateDevice(cuda::kArenaBytes));
@@ -229,7 +250,7 @@ void CudaDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch
 
 // Without it prefill is slower, and right.
 void CudaDevice::AttachColdStream() {
-  if (channel_->bundles() == nullptr || stream_rows_ == 0) return;
+  if (channel_->bundles() == nullptr || (stream_rows_ == 0 && bus_share_ == 0)) return;
   auto stream = cuda::ColdStream::Attach(*channel_->bundles(), layers(), ffn_.ffn, cold_staging_.get());
   if (!stream.ok()) {
     spdlog::info("cold neurons cannot be brought to the GPU: {}", std::string(stream.status().message()));
@@ -245,7 +266,8 @@ void CudaDevice::BeginPass(const PassInput& input) {
   rows_ = input.rows();
   one_sequence_ = std::count(input.table_offsets.begin(), input.table_offsets.end(),
                              input.table_offsets.front()) == rows_;
-  streaming_ = cold_stream_ != nullptr && rows_ > cuda::kSparseRows && rows_ >= stream_rows_;
+  streaming_ =
+      cold_stream_ != nullptr && stream_rows_ > 0 && rows_ > cuda::kSparseRows && rows_ >= stream_rows_;
   failure_ = attached_;
   mode_ = Mode::kEager;
   exchange_pending_ = false;
@@ -360,6 +382,21 @@ FiringCounts CudaDevice::TakeFirings() {
     taken.emplace_back(layer, layer + ffn_.ffn);
   }
   return taken;
+}
+
+void CudaDevice::Fork(absl::FunctionRef<void()> enqueue) {
+  if (mode_ == Mode::kReplay || !failure_.ok()) return;
+  const auto check = [&](cudaError_t error) { Latch(cuda::ToStatus(error, "forking a pass")); };
+  check(cudaEventRecord(fork_.get(), stream_.get()));
+  check(cudaStreamWaitEvent(side_stream_.get(), fork_.get(), 0));
+  forked_ = true;
+  enqueue();
+  forked_ = false;
+  check(cudaEventRecord(join_.get(), side_stream_.get()));
+}
+
+void CudaDevice::Join() {
+  Enqueue("joining a fork", [&] { return cudaStreamWaitEvent(stream(), join_.get(), 0); });
 }
 
 void CudaDevice::BeginGraph(const Shape& shape) {

@@ -78,6 +78,8 @@ class CudaDevice final : public Device {
   void SendCold(const FfnCall& call, const HotLayer& hot) override;
   void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) override;
   bool looks_ahead(int64_t rows) const override;
+  void Fork(absl::FunctionRef<void()> enqueue) override;
+  void Join() override;
   void ExpectCold(const FfnCall& call, const HotLayer& hot) override;
   void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) override;
   PassStatistics TakeStatistics() override;
@@ -100,7 +102,7 @@ class CudaDevice final : public Device {
   // a pass begins with it.
   void Use() const { static_cast<void>(cudaSetDevice(number_)); }
   void AllowPeer(const void* memory);
-  cudaStream_t stream() const { return stream_.get(); }
+  cudaStream_t stream() const { return forked_ ? side_stream_.get() : stream_.get(); }
   cuda::FfnCounters* HotCounters(int64_t layer) const {
     return static_cast<cuda::FfnCounters*>(counters_.get()) + layer;
   }
@@ -117,7 +119,7 @@ class CudaDevice final : public Device {
   void Enqueue(const char* what, const Launch& launch) {
     if (mode_ == Mode::kReplay || !failure_.ok()) return;
     Latch(cuda::ToStatus(launch(), what));
-    if (timer_ != nullptr && mode_ == Mode::kCapture) MarkTime(what);
+    if (timer_ != nullptr && mode_ == Mode::kCapture && !forked_) MarkTime(what);
   }
   void AttachColdStream();
   // While a pass is captured: the operation ends here.
@@ -139,11 +141,16 @@ class CudaDevice final : public Device {
   // The same for as many rows as RowsAtOnce allows.
   absl::Status DenseProductOfRows(const kernels::WeightMatrix& weight, const float* x, int64_t rows,
                                   float* y);
-  void HotFfnSparse(const FfnCall& call, const HotLayer& hot, float* y);
+  // Whether as many rows go through the kernels that read each weight once.
+  bool SparseKernelsFit(int64_t rows) const;
+  // The cold neurons of the call's layer that are computed here, where they lie in host memory; or none.
+  cuda::NeuronSet BusNeurons(const FfnCall& call, const HotLayer& hot) const;
+  cuda::ExchangeCall MakeExchange(const FfnCall& call, const HotLayer& hot) const;
+  void SparseFfn(const FfnCall& call, const HotLayer& hot, const cuda::NeuronSet& bus, float* y);
   // Some of a layer's neurons, and where to count them.
   struct FfnPart {
     const neuron::BundleLayout& layout;
-    cuda::HotNeurons neurons;
+    cuda::NeuronSet neurons;
     cuda::FfnCounters* counters;
     bool accumulate = false;  // to what the other parts have given
   };
@@ -163,9 +170,12 @@ class CudaDevice final : public Device {
   const int64_t context_bytes_;  // context and cuBLAS
   const bool graphs_enabled_;
   const int64_t stream_rows_;
+  const uint64_t bus_share_;  // cold neurons computed here, by their number modulo 64
   const bool look_ahead_;
   base::ThreadPool loader_pool_;
-  cuda::Stream stream_;
+  cuda::Stream stream_, side_stream_;
+  cuda::Event fork_, join_;
+  bool forked_ = false;  // operators are enqueued on the side stream
   std::unique_ptr<cuda::Cublas> cublas_;
   std::set<int> peers_;  // GPUs whose memory this one was allowed to read, if it can
 
@@ -198,9 +208,10 @@ class CudaDevice final : public Device {
   cuda::OperatorTimer::Track track_;            // of the pass being captured
 
   cuda::PassTables tables_;
-  cuda::DeviceMemory values_;         // F32 [kSparseRows, ffn], of the sparse FFN
+  cuda::DeviceMemory values_;         // F32 [2, kSparseRows, ffn], of the sparse FFN
   cuda::DeviceMemory partials_;       // its split sums
-  cuda::DeviceMemory sketch_inputs_;  // [max_rows, SketchInputBytes]
+  cuda::DeviceMemory sketch_inputs_;  // [max_rows, SketchInputBytes], then as much for rows of a fork
+  int64_t fork_sketch_inputs_ = 0;    // where the latter begin
   cuda::DeviceMemory arena_;          // scratch of one operator: tiles of weights, split attention
   cuda::DeviceMemory cold_staging_;   // of cold_stream_
   cuda::DeviceMemory cold_answer_;    // F32 [max_rows, hidden]

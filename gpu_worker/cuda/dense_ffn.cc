@@ -67,7 +67,7 @@ absl::Status CudaDevice::DenseFfnOfRows(const FfnCall& call, const FfnPart& part
   ISOTHERM_RETURN_IF_ERROR(cuda::ToStatus(cuda::SplitRows(call.x, call.rows, ffn_.hidden, inputs, stream()),
                                           "splitting the FFN's input"));
   for (int64_t first = 0; first < part.neurons.count; first += tile) {
-    const cuda::HotNeurons neurons = part.neurons.Slice(first, std::min(tile, part.neurons.count - first));
+    const cuda::NeuronSet neurons = part.neurons.Slice(first, std::min(tile, part.neurons.count - first));
     const int64_t padded = base::RoundUp(neurons.count, kNeuronMultiple);
     const int64_t stride = shape.products * padded;
     const auto unpack = [&](const cuda::BundleRow& row, int64_t place) {
@@ -104,7 +104,7 @@ absl::Status CudaDevice::StreamColdFfn(const FfnCall& call, const HotLayer& hot,
   return cold_stream_->ForEachBatch(
       call.layer, hot.layout, hot.hot_mask, placement_epoch_, stream(),
       [&](const cuda::ColdStream::Batch& batch) {
-        const cuda::HotNeurons neurons{
+        const cuda::NeuronSet neurons{
             batch.bundles, hot.layout.bundle_bytes, batch.ids, batch.count, ffn_.hidden,
             ffn_.ffn,      LayerFirings(call.layer)};
         return DenseFfn(call, {hot.layout, neurons, ColdCounters(call.layer), /*accumulate=*/true}, y);

@@ -34,20 +34,6 @@ ExchangeRegion MapRegion(uint8_t* base, const exchange::SharedMemory& memory) {
   return region;
 }
 
-ExchangeCall MakeCall(const FfnCall& call, const FfnParameters& ffn) {
-  ExchangeCall made;
-  made.layer = static_cast<uint32_t>(call.layer);
-  made.flags =
-      (call.dense ? exchange::kFlagDense : 0u) | (call.gate != nullptr ? exchange::kFlagGateValues : 0u);
-  made.rows = call.rows;
-  made.hidden = ffn.hidden;
-  made.ffn = ffn.ffn;
-  made.x = call.x;
-  made.masks = call.masks;
-  made.gate = call.gate;
-  return made;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DirectExchange>> DirectExchange::Attach(exchange::Channel& channel,
@@ -87,24 +73,17 @@ absl::Status DirectExchange::BeginPass(uint64_t step, uint64_t placement_epoch, 
                   "starting the exchanges of a pass");
 }
 
-cudaError_t DirectExchange::Send(const FfnCall& call, const uint64_t* hot_mask, const FfnParameters& ffn,
-                                 cudaStream_t stream) {
-  ExchangeCall made = MakeCall(call, ffn);
-  made.hot_mask = hot_mask;
-  made.gate_offsets = static_cast<uint32_t*>(gate_offsets_.get());
-  return SendCold(region_, made, state(), stream);
+cudaError_t DirectExchange::Send(ExchangeCall call, cudaStream_t stream) {
+  call.gate_offsets = static_cast<uint32_t*>(gate_offsets_.get());
+  return SendCold(region_, call, state(), stream);
 }
 
-cudaError_t DirectExchange::Expect(const FfnCall& call, const uint64_t* hot_mask, const FfnParameters& ffn,
-                                   cudaStream_t stream) {
-  ExchangeCall made = MakeCall(call, ffn);
-  made.hot_mask = hot_mask;
-  return ExpectCold(region_, made, state(), stream);
+cudaError_t DirectExchange::Expect(const ExchangeCall& call, cudaStream_t stream) {
+  return ExpectCold(region_, call, state(), stream);
 }
 
-cudaError_t DirectExchange::Merge(const FfnCall& call, const FfnParameters& ffn, float* y,
-                                  cudaStream_t stream) {
-  return MergeCold(region_, MakeCall(call, ffn), state(), records() + call.layer, y, stream);
+cudaError_t DirectExchange::Merge(const ExchangeCall& call, float* y, cudaStream_t stream) {
+  return MergeCold(region_, call, state(), records() + call.layer, y, stream);
 }
 
 absl::Status DirectExchange::EndPass(cudaStream_t stream) {

@@ -25,11 +25,10 @@ class DirectExchange {
 
   // Enqueues what the exchanges of a pass start from.
   absl::Status BeginPass(uint64_t step, uint64_t placement_epoch, cudaStream_t stream);
-  cudaError_t Send(const FfnCall& call, const uint64_t* hot_mask, const FfnParameters& ffn,
-                   cudaStream_t stream);
-  cudaError_t Expect(const FfnCall& call, const uint64_t* hot_mask, const FfnParameters& ffn,
-                     cudaStream_t stream);
-  cudaError_t Merge(const FfnCall& call, const FfnParameters& ffn, float* y, cudaStream_t stream);
+  // The call without its scratch.
+  cudaError_t Send(ExchangeCall call, cudaStream_t stream);
+  cudaError_t Expect(const ExchangeCall& call, cudaStream_t stream);
+  cudaError_t Merge(const ExchangeCall& call, float* y, cudaStream_t stream);
   // Enqueues the way back of what became of them; call Finish once the stream is idle.
   absl::Status EndPass(cudaStream_t stream);
   // Adds to the statistics what a pass of `rows` rows did. The failure of an exchange, which is the end of

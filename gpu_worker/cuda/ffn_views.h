@@ -8,7 +8,7 @@
 namespace isotherm::gpu_worker::cuda {
 
 // `firings` is the layer's.
-inline HotNeurons Neurons(const HotLayer& hot, const FfnParameters& ffn, unsigned* firings) {
+inline NeuronSet Neurons(const HotLayer& hot, const FfnParameters& ffn, unsigned* firings) {
   return {hot.bundles, hot.layout.bundle_bytes, hot.neuron_ids, hot.count, ffn.hidden, ffn.ffn, firings};
 }
 
@@ -46,7 +46,7 @@ inline GateActivation Activation(const FfnParameters& ffn, bool gated) {
 }
 
 // The same row of all the neurons' bundles as a matrix.
-inline kernels::WeightMatrix Matrix(const HotNeurons& neurons, const BundleRow& row) {
+inline kernels::WeightMatrix Matrix(const NeuronSet& neurons, const BundleRow& row) {
   return {neurons.bundles + row.offset, row.type, neurons.count, neurons.hidden, neurons.bundle_bytes};
 }
 

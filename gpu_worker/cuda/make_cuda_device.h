@@ -13,6 +13,9 @@ namespace isotherm::gpu_worker {
 // want: it takes 110 ms for a step of 7B under 8 GiB, 14 threads take 10 ms a row (docs/benchmarks.md, H200).
 inline constexpr int64_t kDefaultStreamRows = 17;
 
+// What leaves the GPU and the CPU worker ready at the same time, by and large (docs/benchmarks.md, H200).
+inline constexpr double kDefaultBusShare = 0.1875;
+
 struct CudaDeviceOptions {
   int number = 0;  // among the visible GPUs
   int loader_threads = 1;
@@ -21,6 +24,9 @@ struct CudaDeviceOptions {
   // Passes of at least so many rows bring cold neurons over from a CPU worker that shares them instead of
   // having it compute them. 0: never.
   int64_t stream_rows = kDefaultStreamRows;
+  // Share of the cold neurons that passes of few rows compute on the GPU, reading them over the bus from a
+  // CPU worker that shares its memory; from 0 to 1, in steps of a 64th.
+  double bus_share = kDefaultBusShare;
   // Tell the CPU worker a layer early what it will probably be asked for.
   bool look_ahead = true;
   // Time the operators of decode passes and log the times when the device goes.

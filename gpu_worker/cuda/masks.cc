@@ -20,7 +20,7 @@ void CudaDevice::MaskFromScores(const float* scores, const float* bias, float th
 }
 
 void CudaDevice::SketchScores(const uint8_t* sketch, const float* x, int64_t rows, float* scores) {
-  auto* const inputs = static_cast<uint8_t*>(sketch_inputs_.get());
+  auto* const inputs = static_cast<uint8_t*>(sketch_inputs_.get()) + (forked_ ? fork_sketch_inputs_ : 0);
   Enqueue("sketch input", [&] { return cuda::SketchInput(x, rows, ffn_.hidden, inputs, stream()); });
   Enqueue("sketch scores", [&] {
     return cuda::SketchScores(sketch, kernels::SketchRowBytes(ffn_.hidden), ffn_.ffn, inputs, rows,

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/base/status_macros.h"
+#include "common/exchange/descriptor.h"
 #include "common/neuron/mask.h"
 #include "gpu_worker/cuda/cuda_device.h"
 #include "gpu_worker/cuda/ffn_views.h"
@@ -13,46 +14,81 @@
 
 namespace isotherm::gpu_worker {
 
+bool CudaDevice::SparseKernelsFit(int64_t rows) const {
+  return rows <= cuda::kSparseRows && ffn_.hidden <= cuda::kMostStagedColumns;
+}
+
+cuda::NeuronSet CudaDevice::BusNeurons(const FfnCall& call, const HotLayer& hot) const {
+  const bool possible =
+      bus_share_ != 0 && direct_ != nullptr && cold_stream_ != nullptr && SparseKernelsFit(call.rows);
+  if (!possible || hot.count == ffn_.ffn) return {};
+  const uint8_t* const bundles = cold_stream_->Bundles(call.layer, hot.layout.bundle_bytes);
+  if (bundles == nullptr) return {};
+  cuda::NeuronSet set = cuda::Neurons(hot, ffn_, LayerFirings(call.layer));
+  set.bundles = bundles;
+  set.ids = nullptr;
+  set.count = ffn_.ffn;
+  set.without = hot.hot_mask;
+  set.share = bus_share_;
+  return set;
+}
+
 void CudaDevice::HotFfn(const FfnCall& call, const HotLayer& hot, float* y) {
-  if (hot.count == 0) {
+  const cuda::NeuronSet bus = BusNeurons(call, hot);
+  if (hot.count + bus.count == 0) {
     return Enqueue("clearing the FFN output",
                    [&] { return cuda::Clear(y, call.rows * ffn_.hidden, stream()); });
   }
   if (mode_ == Mode::kReplay || !failure_.ok()) return;
-  const bool sparse = call.rows <= cuda::kSparseRows && ffn_.hidden <= cuda::kMostStagedColumns;
-  if (sparse) return HotFfnSparse(call, hot, y);
+  if (SparseKernelsFit(call.rows)) return SparseFfn(call, hot, bus, y);
   Latch(DenseFfn(
       call, {hot.layout, cuda::Neurons(hot, ffn_, LayerFirings(call.layer)), HotCounters(call.layer)}, y));
 }
 
-void CudaDevice::HotFfnSparse(const FfnCall& call, const HotLayer& hot, float* y) {
-  const cuda::HotNeurons neurons = cuda::Neurons(hot, ffn_, LayerFirings(call.layer));
+void CudaDevice::SparseFfn(const FfnCall& call, const HotLayer& hot, const cuda::NeuronSet& bus, float* y) {
   const cuda::FfnRows rows{call.x, call.masks, call.rows};
   const cuda::GateActivation activation = cuda::Activation(ffn_, hot.layout.gated);
   auto* const values = static_cast<float*>(values_.get());
-  auto* const counters = HotCounters(call.layer);
-  Enqueue("hot gates", [&] {
-    return call.gate == nullptr ? cuda::GateRows(neurons, cuda::GateRow(hot.layout), rows, activation, values,
-                                                 counters, stream())
-                                : cuda::ActivateGates(neurons, {call.gate, ffn_.ffn, /*by_id=*/true}, rows,
-                                                      activation, values, counters, stream());
+  const cuda::FfnParts parts{
+      .bus = {bus, values + cuda::kSparseRows * ffn_.ffn, ColdCounters(call.layer)},
+      .hot = {cuda::Neurons(hot, ffn_, LayerFirings(call.layer)), values, HotCounters(call.layer)}};
+  const cuda::BundleRow gate = cuda::GateRow(hot.layout), up = cuda::UpRow(hot.layout);
+  const bool together = call.gate == nullptr && hot.layout.gated && gate.type == up.type;
+  Enqueue(together ? "gates and up projection" : "gates", [&] {
+    return call.gate == nullptr
+               ? cuda::GateRows(parts, gate, together ? &up : nullptr, rows, activation, stream())
+               : cuda::ActivateGates(parts, {call.gate, ffn_.ffn, /*by_id=*/true}, rows, activation,
+                                     stream());
   });
-  if (hot.layout.gated) {
-    Enqueue("hot up projection", [&] {
-      return cuda::MultiplyByUpRows(neurons, cuda::UpRow(hot.layout), rows, activation, values, counters,
-                                    stream());
-    });
+  if (hot.layout.gated && !together) {
+    Enqueue("up projection", [&] { return cuda::MultiplyByUpRows(parts, up, rows, activation, stream()); });
   }
-  Enqueue("hot down projection", [&] {
-    return cuda::DownRows(neurons, cuda::DownRow(hot.layout), call.rows, values,
-                          static_cast<float*>(partials_.get()), y, stream());
+  Enqueue("down projection", [&] {
+    return cuda::DownRows(parts, cuda::DownRow(hot.layout), call.rows, static_cast<float*>(partials_.get()),
+                          y, stream());
   });
+}
+
+cuda::ExchangeCall CudaDevice::MakeExchange(const FfnCall& call, const HotLayer& hot) const {
+  cuda::ExchangeCall made;
+  made.layer = static_cast<uint32_t>(call.layer);
+  made.flags =
+      (call.dense ? exchange::kFlagDense : 0u) | (call.gate != nullptr ? exchange::kFlagGateValues : 0u);
+  made.rows = call.rows;
+  made.hidden = ffn_.hidden;
+  made.ffn = ffn_.ffn;
+  made.x = call.x;
+  made.masks = call.masks;
+  made.hot_mask = hot.hot_mask;
+  made.gate = call.gate;
+  made.computed_here = BusNeurons(call, hot).share;
+  return made;
 }
 
 void CudaDevice::SendCold(const FfnCall& call, const HotLayer& hot) {
   if (hot.count == ffn_.ffn || streaming_) return;
   if (direct_ != nullptr) {
-    return Enqueue("sending cold neurons", [&] { return direct_->Send(call, hot.hot_mask, ffn_, stream()); });
+    return Enqueue("sending cold neurons", [&] { return direct_->Send(MakeExchange(call, hot), stream()); });
   }
   LeaveGraph();
   if (!failure_.ok()) return;
@@ -93,7 +129,7 @@ bool CudaDevice::looks_ahead(int64_t rows) const {
 }
 
 void CudaDevice::ExpectCold(const FfnCall& call, const HotLayer& hot) {
-  Enqueue("expecting cold neurons", [&] { return direct_->Expect(call, hot.hot_mask, ffn_, stream()); });
+  Enqueue("expecting cold neurons", [&] { return direct_->Expect(MakeExchange(call, hot), stream()); });
 }
 
 void CudaDevice::MergeCold(const FfnCall& call, const HotLayer& hot, float* y) {
@@ -102,7 +138,8 @@ void CudaDevice::MergeCold(const FfnCall& call, const HotLayer& hot, float* y) {
     return;
   }
   if (direct_ != nullptr && hot.count < ffn_.ffn) {
-    return Enqueue("merging cold neurons", [&] { return direct_->Merge(call, ffn_, y, stream()); });
+    return Enqueue("merging cold neurons",
+                   [&] { return direct_->Merge(MakeExchange(call, hot), y, stream()); });
   }
   if (!exchange_pending_) return;
   exchange_pending_ = false;

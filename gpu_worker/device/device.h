@@ -269,6 +269,10 @@ class Device {
   virtual void SendCold(const FfnCall& call, const HotLayer& hot) = 0;
   // y = the hot neurons' part.
   virtual void HotFfn(const FfnCall& call, const HotLayer& hot, float* y) = 0;
+  // What `enqueue` enqueues may run beside what is enqueued from then until Join. Neither side may write what
+  // the other reads or writes; operators keep their own scratch apart.
+  virtual void Fork(absl::FunctionRef<void()> enqueue) { enqueue(); }
+  virtual void Join() {}
   // Tells the CPU worker which neurons the next layer that it computes for will probably ask it for: of
   // call.masks [rows, MaskWords(ffn)] those that are not hot. After SendCold and before MergeCold, where
   // looks_ahead(rows).

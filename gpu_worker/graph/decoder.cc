@@ -206,6 +206,7 @@ absl::Status Decoder::AllocateWorkspace(const RunnerOptions& options) {
       {&masks_, rows * neuron::MaskWords(h_.ffn) * 2},
       {&expected_input_, kLookAheadRows * h_.hidden},
       {&expected_masks_, kLookAheadRows * neuron::MaskWords(h_.ffn) * 2},
+      {&expected_scores_, kLookAheadRows * h_.ffn},
   };
   for (const auto& [buffer, floats] : wanted) {
     ISOTHERM_ASSIGN_OR_RETURN(
@@ -249,22 +250,23 @@ void Decoder::EnqueueLayers(const std::vector<RowRange>& batches) {
     for (size_t i = 0; i < batches.size(); ++i) {
       if (l > range_.begin) (this->*end)(calls[i], batches[i]);
       device_.SelectRows(batches[i]);
-      calls[i] = (this->*begin)(l, batches[i]);
+      calls[i] = (this->*begin)(l, batches[i], batches.size() == 1);
     }
     // With several the next exchange is another batch's.
-    if (batches.size() == 1) EnqueueExpectation(l + 1, batches[0].count());
+    if (batches.size() == 1) TellExpectation(l + 1, batches[0].count());
   }
   for (size_t i = 0; i < batches.size(); ++i) (this->*end)(calls[i], batches[i]);
 }
 
 // From the normed input of the layer to the hot half of its FFN; the cold half is on its way.
-FfnCall Decoder::BeginSequentialLayer(int64_t index, RowRange rows) {
+FfnCall Decoder::BeginSequentialLayer(int64_t index, RowRange rows, bool alone) {
   const LayerWeights& layer = layers_[index];
   EnqueueAttention(layer, rows);
   device_.AddAndNormalize({RowsOf(normed_, rows, h_.hidden), nullptr, h_.residual_scale}, layer.ffn_norm.view,
                           rows.count(), h_.hidden, RowsOf(residual_, rows, h_.hidden),
                           RowsOf(ffn_input_, rows, h_.hidden));
   const FfnCall call = EnqueueColdFfn(index, rows);
+  if (alone) PredictExpectation(index + 1, rows.count());
   device_.HotFfn(call, layer.hot, RowsOf(ffn_, rows, h_.hidden));
   return call;
 }
@@ -284,12 +286,13 @@ void Decoder::EndSequentialLayer(const FfnCall& call, RowRange rows) {
 }
 
 // Both branches read the layer's input, so that the cold half is under way while attention is computed.
-FfnCall Decoder::BeginParallelLayer(int64_t index, RowRange rows) {
+FfnCall Decoder::BeginParallelLayer(int64_t index, RowRange rows, bool alone) {
   const LayerWeights& layer = layers_[index];
   const float* residual = RowsOf(residual_, rows, h_.hidden);
   device_.Normalize(layer.ffn_norm.view, residual, rows.count(), h_.hidden,
                     RowsOf(ffn_input_, rows, h_.hidden));
   const FfnCall call = EnqueueColdFfn(index, rows);
+  if (alone) PredictExpectation(index + 1, rows.count());
   device_.Normalize(layer.attention_norm.view, residual, rows.count(), h_.hidden,
                     RowsOf(normed_, rows, h_.hidden));
   EnqueueAttention(layer, rows);
@@ -342,23 +345,33 @@ FfnCall Decoder::EnqueueColdFfn(int64_t index, RowRange rows) {
   return call;
 }
 
+bool Decoder::ExpectsCold(int64_t index, int64_t rows) const {
+  return index < range_.end && rows <= kLookAheadRows && device_.looks_ahead(rows) &&
+         predictor_->looks_ahead() && layers_[index].hot.count < h_.ffn &&
+         layers_[index - 1].hot.count < h_.ffn;
+}
+
 // What the layer will probably want of the CPU worker, from the residual before the FFN of the layer before
-// it: each layer changes the residual a little only. Costs nothing while the CPU worker is awaited.
-void Decoder::EnqueueExpectation(int64_t index, int64_t rows) {
-  if (index == range_.end || rows > kLookAheadRows || !device_.looks_ahead(rows) ||
-      !predictor_->looks_ahead()) {
-    return;
-  }
-  const LayerWeights& layer = layers_[index];
-  if (layer.hot.count == h_.ffn || layers_[index - 1].hot.count == h_.ffn) return;
-  device_.Normalize(layer.ffn_norm.view, residual_.as<float>(), rows, h_.hidden, expected_input_.as<float>());
-  predictor_->Enqueue(device_, index, residual_.as<float>(), expected_input_.as<float>(), rows,
-                      {expected_masks_.as<uint64_t>(), scores_.as<float>()});
+// it: each layer changes the residual a little only. Beside that FFN, which has its scratch to itself.
+void Decoder::PredictExpectation(int64_t index, int64_t rows) {
+  if (!ExpectsCold(index, rows)) return;
+  device_.Fork([&] {
+    device_.Normalize(layers_[index].ffn_norm.view, residual_.as<float>(), rows, h_.hidden,
+                      expected_input_.as<float>());
+    predictor_->Enqueue(device_, index, residual_.as<float>(), expected_input_.as<float>(), rows,
+                        {expected_masks_.as<uint64_t>(), expected_scores_.as<float>(), /*ahead=*/true});
+  });
+}
+
+// Once the layer before has asked the CPU worker for its own.
+void Decoder::TellExpectation(int64_t index, int64_t rows) {
+  if (!ExpectsCold(index, rows)) return;
+  device_.Join();
   FfnCall call;
   call.layer = index;
   call.rows = rows;
   call.masks = expected_masks_.as<uint64_t>();
-  device_.ExpectCold(call, layer.hot);
+  device_.ExpectCold(call, layers_[index].hot);
 }
 
 void Decoder::EnqueueHead(const Pass& pass) {

@@ -81,13 +81,17 @@ class Decoder {
   absl::Status LoadRope(const model::Model& model);
   absl::Status AllocateWorkspace(const RunnerOptions& options);
   void EnqueueLayers(const std::vector<RowRange>& batches);
-  FfnCall BeginSequentialLayer(int64_t index, RowRange rows);
+  // `alone`: the rows are all there are.
+  FfnCall BeginSequentialLayer(int64_t index, RowRange rows, bool alone);
   void EndSequentialLayer(const FfnCall& call, RowRange rows);
-  FfnCall BeginParallelLayer(int64_t index, RowRange rows);
+  FfnCall BeginParallelLayer(int64_t index, RowRange rows, bool alone);
   void EndParallelLayer(const FfnCall& call, RowRange rows);
   void EnqueueAttention(const LayerWeights& layer, RowRange rows);
   FfnCall EnqueueColdFfn(int64_t index, RowRange rows);
-  void EnqueueExpectation(int64_t index, int64_t rows);
+  // Whether what the layer will want is predicted while the layer before it is computed.
+  bool ExpectsCold(int64_t index, int64_t rows) const;
+  void PredictExpectation(int64_t index, int64_t rows);
+  void TellExpectation(int64_t index, int64_t rows);
   void EnqueueHead(const Pass& pass);
 
   const model::Hyperparameters h_;
@@ -101,7 +105,7 @@ class Decoder {
   kernels::RopeTable rope_;
   // Workspace, named for what it holds. `normed_` is attention's input, then its output.
   Buffer residual_, normed_, q_, k_, v_, attention_, ffn_input_, ffn_, scores_, masks_, gathered_, logits_,
-      log_probabilities_, expected_input_, expected_masks_;
+      log_probabilities_, expected_input_, expected_scores_, expected_masks_;
 };
 
 }  // namespace isotherm::gpu_worker

@@ -67,9 +67,10 @@ int64_t WorkspaceBytes(const model::Hyperparameters& h, const RunnerOptions& opt
   const int64_t rows = options.max_rows();
   const int64_t query = h.heads * h.head_dim;
   const int64_t key = h.kv_heads * h.head_dim;
-  // residual, normed, FFN input and output, gathered rows | q, attention | k, v | scores | expected input
-  const int64_t floats =
-      rows * (5 * h.hidden + 2 * query + 2 * key + h.ffn) + kLookAheadRows * h.hidden + h.rope_dims / 2;
+  // residual, normed, FFN input and output, gathered rows | q, attention | k, v | scores | expected input and
+  // scores
+  const int64_t floats = rows * (5 * h.hidden + 2 * query + 2 * key + h.ffn) +
+                         kLookAheadRows * (h.hidden + h.ffn) + h.rope_dims / 2;
   const int64_t masks = (rows + kLookAheadRows + layers) * neuron::MaskWords(h.ffn) * 8;
   return floats * static_cast<int64_t>(sizeof(float)) + masks + options.hot_staging_bytes;
 }

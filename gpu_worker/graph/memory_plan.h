@@ -49,9 +49,6 @@ struct RunnerOptions {
   int64_t kv_blocks() const { return kv_tokens / kv_block_size; }
 };
 
-// Most rows of a pass whose next layer's neurons are announced to the CPU worker.
-inline constexpr int64_t kLookAheadRows = 16;
-
 // Rows of logits kept at once while log-probabilities are computed.
 inline constexpr int64_t kScoreRows = 64;
 

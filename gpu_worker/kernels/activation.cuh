@@ -1,6 +1,7 @@
 #ifndef ISOTHERM_GPU_WORKER_KERNELS_ACTIVATION_CUH_
 #define ISOTHERM_GPU_WORKER_KERNELS_ACTIVATION_CUH_
 
+#include "common/neuron/mask.h"
 #include "gpu_worker/kernels/sparse_ffn.h"
 
 // What kernels of the FFN share about one neuron.
@@ -25,13 +26,21 @@ __device__ inline float UpFactor(const GateActivation& activation, float up) {
   return activation.double_relu && up <= 0 ? 0.0f : up;
 }
 
-__device__ inline float Bias(const HotNeurons& neurons, int64_t k, int64_t bias_offset) {
+__device__ inline float Bias(const NeuronSet& neurons, int64_t k, int64_t bias_offset) {
   if (bias_offset == 0) return 0;
   return *reinterpret_cast<const float*>(neurons.bundles + k * neurons.bundle_bytes + bias_offset);
 }
 
-__device__ inline bool Wanted(const uint64_t* masks, int64_t words, int64_t row, int32_t neuron) {
-  return masks[row * words + neuron / 64] >> (neuron % 64) & 1;
+__device__ inline int32_t Id(const NeuronSet& neurons, int64_t k) {
+  return neurons.ids == nullptr ? static_cast<int32_t>(k) : neurons.ids[k];
+}
+
+// Whether the token row's mask asks for neuron k of the set, if it belongs there.
+__device__ inline bool Wanted(const NeuronSet& neurons, const uint64_t* masks, int64_t row, int64_t k) {
+  const int32_t id = Id(neurons, k);
+  uint64_t word = masks[row * neuron::MaskWords(neurons.ffn) + id / 64];
+  if (neurons.without != nullptr) word &= ~neurons.without[id / 64] & neurons.share;
+  return word >> (id % 64) & 1;
 }
 
 }  // namespace isotherm::gpu_worker::cuda

@@ -64,19 +64,18 @@ __global__ void UnpackSplitKernel(const uint8_t* __restrict__ weights, int64_t s
 constexpr int64_t kActivateRows = 32;  // of one block
 
 // A thread has a neuron, for kActivateRows token rows; neighbours read and write side by side.
-__global__ void ActivateDenseKernel(HotNeurons neurons, GateSource gates, UpProducts ups, FfnRows rows,
+__global__ void ActivateDenseKernel(NeuronSet neurons, GateSource gates, UpProducts ups, FfnRows rows,
                                     GateActivation activation, SplitMatrix values, FfnCounters* counters) {
-  const int64_t words = neuron::MaskWords(neurons.ffn);
   const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const bool is_neuron = k < neurons.count;
-  const int32_t id = is_neuron ? neurons.ids[k] : 0;
+  const int32_t id = is_neuron ? Id(neurons, k) : 0;
   const float bias = is_neuron ? Bias(neurons, k, gates.bias_offset) : 0.0f;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kActivateRows;
   const int64_t end = min(first + kActivateRows, rows.rows);
   unsigned computed = 0, active = 0;
   for (int64_t row = first; k < values.stride && row < end; ++row) {
     float value = 0;
-    if (is_neuron && Wanted(rows.masks, words, row, id)) {
+    if (is_neuron && Wanted(neurons, rows.masks, row, k)) {
       ++computed;
       value = Activate(activation, gates.products[row * gates.stride + (gates.by_id ? id : k)] + bias);
       if (value != 0 && ups.products != nullptr) {
@@ -114,7 +113,7 @@ cudaError_t UnpackSplit(const kernels::WeightMatrix& weight, int64_t first, int6
   });
 }
 
-cudaError_t ActivateDense(const HotNeurons& neurons, const GateSource& gates, const UpProducts& ups,
+cudaError_t ActivateDense(const NeuronSet& neurons, const GateSource& gates, const UpProducts& ups,
                           const FfnRows& rows, const GateActivation& activation, const SplitMatrix& values,
                           FfnCounters* counters, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(CeilDiv<int64_t>(values.stride, kThreads)),

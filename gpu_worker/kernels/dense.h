@@ -42,7 +42,7 @@ struct UpProducts {
 
 // values [rows, values.stride] = activation(gate + bias) * up where the mask asks for it, zero elsewhere and
 // in the columns past neurons.count; counts what was computed and what fired.
-cudaError_t ActivateDense(const HotNeurons& neurons, const GateSource& gates, const UpProducts& ups,
+cudaError_t ActivateDense(const NeuronSet& neurons, const GateSource& gates, const UpProducts& ups,
                           const FfnRows& rows, const GateActivation& activation, const SplitMatrix& values,
                           FfnCounters* counters, cudaStream_t stream);
 

@@ -30,7 +30,7 @@ __device__ uint8_t* Slot(const ExchangeRegion& region, uint32_t sequence) {
 }
 
 __device__ uint64_t ColdWord(const ExchangeCall& call, int64_t words, int64_t i) {
-  return call.masks[i] & ~call.hot_mask[i % words];
+  return call.masks[i] & ~call.hot_mask[i % words] & ~call.computed_here;
 }
 
 // Where each mask word's gate values begin, and how many there are in all; one block.

@@ -59,6 +59,8 @@ struct ExchangeCall {
   const uint64_t* hot_mask = nullptr;  // [MaskWords(ffn)]
   const float* gate = nullptr;         // [rows, ffn]; null: none
   uint32_t* gate_offsets = nullptr;    // scratch [rows, MaskWords(ffn)]
+  // Cold neurons that the CPU worker is not asked for, by their number modulo 64.
+  uint64_t computed_here = 0;
 };
 
 // Fills the next slot with the rows, their cold bits and, where there are gates, the compacted cold ones; the

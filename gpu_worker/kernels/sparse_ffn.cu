@@ -21,13 +21,37 @@ __device__ float Mine(const float (&sums)[kBatch]) {
 }
 
 // Of the warp that has neuron k: in how many of its lanes' rows it fires. No other warp of the launch has it.
-__device__ unsigned CountFirings(const HotNeurons& neurons, int64_t k, bool fires) {
+__device__ unsigned CountFirings(const NeuronSet& neurons, int64_t k, bool fires) {
   const unsigned count = __popc(__ballot_sync(kAllLanes, fires));
   if (count != 0 && neurons.firings != nullptr && threadIdx.x % kWarp == 0) {
-    neurons.firings[neurons.ids[k]] += count;
+    neurons.firings[Id(neurons, k)] += count;
   }
   return count;
 }
+
+// Both parts in one grid, the bus's first, as they take longest.
+struct Shares {
+  FfnParts parts;
+  unsigned bus_blocks;
+  unsigned hot_blocks;
+
+  unsigned all_blocks() const { return bus_blocks + hot_blocks; }
+};
+
+// The block's own part, and which of its neurons.
+struct BlockShare {
+  const FfnPart& part;
+  int64_t begin, end;
+
+  __device__ explicit BlockShare(const Shares& shares)
+      : part(blockIdx.x < shares.bus_blocks ? shares.parts.bus : shares.parts.hot) {
+    const bool bus = blockIdx.x < shares.bus_blocks;
+    const int64_t block = bus ? blockIdx.x : blockIdx.x - shares.bus_blocks;
+    const int64_t blocks = bus ? shares.bus_blocks : shares.hot_blocks;
+    begin = part.neurons.count * block / blocks;
+    end = part.neurons.count * (block + 1) / blocks;
+  }
+};
 
 // Places of the block's own share of the neurons, those that have work.
 struct BlockNeurons {
@@ -38,11 +62,10 @@ struct BlockNeurons {
   // By all threads; has_work(k) tells. Ends with a barrier. The order is arbitrary, as no neuron's result
   // depends on it.
   template <typename HasWork>
-  __device__ void Collect(int64_t neurons, const HasWork& has_work) {
+  __device__ void Collect(const BlockShare& share, const HasWork& has_work) {
     if (threadIdx.x == 0) count = 0;
     __syncthreads();
-    const int64_t end = neurons * (blockIdx.x + 1) / gridDim.x;
-    for (int64_t k = neurons * blockIdx.x / gridDim.x + threadIdx.x; k < end; k += kThreads) {
+    for (int64_t k = share.begin + threadIdx.x; k < share.end; k += kThreads) {
       if (has_work(k)) places[atomicAdd(&count, 1)] = static_cast<int32_t>(k);
     }
     __syncthreads();
@@ -51,17 +74,19 @@ struct BlockNeurons {
 
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
-    GateRowsKernel(HotNeurons neurons, BundleRow gate, FfnRows rows, GateActivation activation, float* values,
-                   FfnCounters* counters) {
+    GateRowsKernel(const __grid_constant__ Shares shares, BundleRow gate, int64_t up_offset, FfnRows rows,
+                   GateActivation activation) {
   JoinChain();
   extern __shared__ float4 memory[];
   __shared__ BlockNeurons mine;
+  const BlockShare share(shares);
+  const NeuronSet& neurons = share.part.neurons;
+  float* const values = share.part.values;
   StagedInput<D, kBatch> input(memory, neurons.hidden);
-  const int64_t words = neuron::MaskWords(neurons.ffn);
-  mine.Collect(neurons.count, [&](int64_t k) {
+  mine.Collect(share, [&](int64_t k) {
     bool wanted = false;
     for (int64_t b = 0; b < rows.rows; ++b) {
-      wanted |= Wanted(rows.masks, words, b, neurons.ids[k]);
+      wanted |= Wanted(neurons, rows.masks, b, k);
       values[b * neurons.count + k] = 0;
     }
     return wanted;
@@ -71,36 +96,45 @@ __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
   unsigned long long computed = 0, active = 0;
   for (int i = threadIdx.x / kWarp; i < mine.count; i += kThreads / kWarp) {
     const int64_t k = mine.places[i];
-    const bool wanted = lane < rows.rows && Wanted(rows.masks, words, lane, neurons.ids[k]);
-    const uint8_t* const row[1] = {neurons.bundles + k * neurons.bundle_bytes + gate.offset};
+    const bool wanted = lane < rows.rows && Wanted(neurons, rows.masks, lane, k);
+    const uint8_t* const bundle = neurons.bundles + k * neurons.bundle_bytes;
+    const uint8_t* row[1] = {bundle + gate.offset};
     float sums[1][kBatch];
     DotRows<D>(row, neurons.hidden, input, sums);
-    const float value =
-        wanted ? Activate(activation, Mine(sums[0]) + Bias(neurons, k, gate.bias_offset)) : 0.0f;
+    float value = wanted ? Activate(activation, Mine(sums[0]) + Bias(neurons, k, gate.bias_offset)) : 0.0f;
     computed += __popc(__ballot_sync(kAllLanes, wanted));
-    active += CountFirings(neurons, k, value != 0 && !activation.gated);
+    if (up_offset != 0 && __any_sync(kAllLanes, value != 0)) {
+      row[0] = bundle + up_offset;
+      DotRows<D>(row, neurons.hidden, input, sums);
+      if (value != 0) value *= UpFactor(activation, Mine(sums[0]));
+    }
+    // A gate alone does not tell whether its neuron fires.
+    active += CountFirings(neurons, k, value != 0 && (up_offset != 0 || !activation.gated));
     if (wanted) values[lane * neurons.count + k] = value;
   }
   if (lane == 0 && computed != 0) {
-    atomicAdd(&counters->computed, computed);
-    atomicAdd(&counters->active, active);
+    atomicAdd(&share.part.counters->computed, computed);
+    atomicAdd(&share.part.counters->active, active);
   }
 }
 
-__global__ void ActivateGatesKernel(HotNeurons neurons, GateSource gates, FfnRows rows,
-                                    GateActivation activation, float* values, FfnCounters* counters) {
+// Grid: blocks for the pairs of rows and neurons, parts.
+__global__ void ActivateGatesKernel(const __grid_constant__ FfnParts parts, GateSource gates, FfnRows rows,
+                                    GateActivation activation) {
   JoinChain();
-  const int64_t words = neuron::MaskWords(neurons.ffn);
+  const FfnPart& part = blockIdx.y == 1 ? parts.bus : parts.hot;
+  const NeuronSet& neurons = part.neurons;
+  const int64_t count = neurons.count;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const int64_t total = rows.rows * neurons.count;
   unsigned long long computed = 0, active = 0;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += step) {
-    const int64_t row = i / neurons.count, k = i % neurons.count;
-    const int32_t id = neurons.ids[k];
-    const bool wanted = Wanted(rows.masks, words, row, id);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows.rows * count;
+       i += step) {
+    const int64_t row = i / count, k = i % count;
+    const int32_t id = Id(neurons, k);
+    const bool wanted = Wanted(neurons, rows.masks, row, k);
     const float product = gates.products[row * gates.stride + (gates.by_id ? id : k)];
     const float value = wanted ? Activate(activation, product + Bias(neurons, k, gates.bias_offset)) : 0.0f;
-    values[i] = value;
+    part.values[i] = value;
     computed += wanted;
     const bool fires = value != 0 && !activation.gated;
     active += fires;
@@ -109,20 +143,23 @@ __global__ void ActivateGatesKernel(HotNeurons neurons, GateSource gates, FfnRow
   computed = WarpSum(computed);
   active = WarpSum(active);
   if (threadIdx.x % kWarp == 0 && computed != 0) {
-    atomicAdd(&counters->computed, computed);
-    atomicAdd(&counters->active, active);
+    atomicAdd(&part.counters->computed, computed);
+    atomicAdd(&part.counters->active, active);
   }
 }
 
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
-    MultiplyByUpKernel(HotNeurons neurons, BundleRow up, FfnRows rows, GateActivation activation,
-                       float* values, FfnCounters* counters) {
+    MultiplyByUpKernel(const __grid_constant__ Shares shares, BundleRow up, FfnRows rows,
+                       GateActivation activation) {
   JoinChain();
   extern __shared__ float4 memory[];
   __shared__ BlockNeurons mine;
+  const BlockShare share(shares);
+  const NeuronSet& neurons = share.part.neurons;
+  float* const values = share.part.values;
   StagedInput<D, kBatch> input(memory, neurons.hidden);
-  mine.Collect(neurons.count, [&](int64_t k) {
+  mine.Collect(share, [&](int64_t k) {
     bool active = false;
     for (int64_t b = 0; b < rows.rows; ++b) active |= values[b * neurons.count + k] != 0;
     return active;
@@ -140,20 +177,22 @@ __global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
     if (value != 0) values[lane * neurons.count + k] = product;
     active += CountFirings(neurons, k, product != 0);
   }
-  if (lane == 0 && active != 0) atomicAdd(&counters->active, active);
+  if (lane == 0 && active != 0) atomicAdd(&share.part.counters->active, active);
 }
 
 constexpr int kDownThreads = 128;
 constexpr int64_t kMostPartitionNeurons = 512;
 
 // Contiguous neurons whose down rows one block adds up for its columns. A function of the neurons alone,
-// never of the batch: a row's sums must not depend on what shares its pass.
-__host__ __device__ inline int64_t Partitions(int64_t neurons) {
+// never of the batch: a row's sums must not depend on what shares its pass.`usual` are enough to fill the
+// device together with the columns.
+int64_t Partitions(int64_t neurons, int64_t usual) {
   constexpr int64_t kLeast = 16;  // neurons of a partition
-  constexpr int64_t kUsual = 64;  // partitions, enough to fill the device together with the columns
-  const int64_t filling = min(max(neurons / kLeast, int64_t{1}), kUsual);
-  return max(filling, CeilDiv(neurons, kMostPartitionNeurons));
+  const int64_t filling = std::clamp<int64_t>(neurons / kLeast, 1, usual);
+  return std::max(filling, CeilDiv(neurons, kMostPartitionNeurons));
 }
+int64_t HotPartitions(int64_t neurons) { return Partitions(neurons, 64); }
+int64_t BusPartitions(int64_t neurons) { return neurons == 0 ? 0 : Partitions(neurons, 16); }
 
 // The active neurons of a partition in ascending order, with their values.
 template <int kBatch>
@@ -195,17 +234,17 @@ struct ActiveNeurons {
   }
 };
 
-// Grid: partitions, pieces of kDownThreads chunks of columns. partials [partitions, batch, hidden].
+// Grid: partitions of both parts, pieces of kDownThreads chunks of columns. partials [partitions, batch,
+// hidden].
 template <typename D, int kBatch>
 __global__ void __launch_bounds__(kDownThreads)
-    DownKernel(HotNeurons neurons, int64_t offset, const float* values, int64_t batch, float* partials) {
+    DownKernel(const __grid_constant__ Shares shares, int64_t offset, int64_t batch, float* partials) {
   JoinChain();
   constexpr int kAhead = 4;
   __shared__ ActiveNeurons<kBatch> active;
-  const int64_t partition = blockIdx.x;
-  const int64_t begin = neurons.count * partition / gridDim.x,
-                end = neurons.count * (partition + 1) / gridDim.x;
-  const int found = active.Collect(values, neurons.count, begin, end, batch);
+  const BlockShare share(shares);
+  const NeuronSet& neurons = share.part.neurons;
+  const int found = active.Collect(share.part.values, neurons.count, share.begin, share.end, batch);
   const int64_t chunk = static_cast<int64_t>(blockIdx.y) * kDownThreads + threadIdx.x;
   if (chunk >= Chunks<D>(neurons.hidden)) return;
 
@@ -237,7 +276,7 @@ __global__ void __launch_bounds__(kDownThreads)
 #pragma unroll
   for (int b = 0; b < kBatch; ++b) {
     if (b >= batch) break;
-    float* out = partials + (partition * batch + b) * neurons.hidden;
+    float* out = partials + (blockIdx.x * batch + b) * neurons.hidden;
 #pragma unroll
     for (int c = 0; c < D::kRuns * kRunColumns; ++c) {
       const int64_t column = D::Column(chunk, c / kRunColumns) + c % kRunColumns;
@@ -264,30 +303,44 @@ inline constexpr int kDownBatch = D::kRuns == 1   ? 8
                                                   : 2;
 
 template <typename D, int kBatch>
-cudaError_t LaunchDown(const HotNeurons& neurons, const BundleRow& down, int64_t batch, const float* values,
-                       float* partials, float* y, cudaStream_t stream) {
+cudaError_t LaunchDown(const FfnParts& parts, const BundleRow& down, int64_t batch, float* partials, float* y,
+                       cudaStream_t stream) {
   constexpr int kSumThreads = 128;
-  const int64_t partitions = Partitions(neurons.count);
-  const dim3 grid(static_cast<unsigned>(partitions),
-                  static_cast<unsigned>(CeilDiv<int64_t>(Chunks<D>(neurons.hidden), kDownThreads)));
-  const cudaError_t error = LaunchChained(DownKernel<D, kBatch>, grid, kDownThreads, 0, stream, neurons,
-                                          down.offset, values, batch, partials);
+  const int64_t hidden = parts.hot.neurons.hidden;
+  const Shares shares{parts, static_cast<unsigned>(BusPartitions(parts.bus.neurons.count)),
+                      static_cast<unsigned>(HotPartitions(parts.hot.neurons.count))};
+  const dim3 grid(shares.all_blocks(),
+                  static_cast<unsigned>(CeilDiv<int64_t>(Chunks<D>(hidden), kDownThreads)));
+  const cudaError_t error = LaunchChained(DownKernel<D, kBatch>, grid, kDownThreads, 0, stream, shares,
+                                          down.offset, batch, partials);
   if (error != cudaSuccess) return error;
-  const int64_t cells = batch * neurons.hidden;
-  return LaunchChained(SumPartials, Blocks(cells, kSumThreads), kSumThreads, 0, stream, partials, partitions,
-                       cells, y);
+  const int64_t cells = batch * hidden;
+  return LaunchChained(SumPartials, Blocks(cells, kSumThreads), kSumThreads, 0, stream, partials,
+                       int64_t{shares.all_blocks()}, cells, y);
 }
 
 // Token rows [first, first + batch) of `rows`.
-FfnRows Part(const FfnRows& rows, const HotNeurons& neurons, int64_t first, int64_t batch) {
+FfnRows Part(const FfnRows& rows, const NeuronSet& neurons, int64_t first, int64_t batch) {
   return {rows.x + first * neurons.hidden, rows.masks + first * neuron::MaskWords(neurons.ffn), batch};
 }
 
-unsigned RowBlocks(int64_t neurons) {
+FfnParts FromRow(FfnParts parts, int64_t first) {
+  for (FfnPart* part : {&parts.bus, &parts.hot}) part->values += first * part->neurons.count;
+  return parts;
+}
+
+// Of kernels that have a warp for a neuron.
+Shares RowShares(const FfnParts& parts, int64_t first) {
   constexpr int64_t kBlocksEach = 2;  // as in mat_mul.cu
-  const int64_t filling =
-      std::min(CeilDiv<int64_t>(neurons, kThreads / kWarp), kBlocksEach * Multiprocessors());
-  return static_cast<unsigned>(std::max(filling, CeilDiv(neurons, BlockNeurons::kMost)));
+  constexpr int64_t kBusBlocks = 32;  // ask for more at once than the bus brings
+  const auto blocks = [](int64_t neurons, int64_t most) {
+    return std::max(std::min(CeilDiv<int64_t>(neurons, kThreads / kWarp), most),
+                    CeilDiv(neurons, BlockNeurons::kMost));
+  };
+  const int64_t bus = blocks(parts.bus.neurons.count, kBusBlocks);
+  const int64_t all = kBlocksEach * Multiprocessors();
+  const int64_t hot = blocks(parts.hot.neurons.count, all - bus);
+  return {FromRow(parts, first), static_cast<unsigned>(bus), static_cast<unsigned>(hot)};
 }
 
 template <typename Kernel>
@@ -297,55 +350,56 @@ cudaError_t AllowShared(Kernel kernel, int64_t bytes) {
 
 }  // namespace
 
-cudaError_t GateRows(const HotNeurons& neurons, const BundleRow& gate, const FfnRows& rows,
-                     const GateActivation& activation, float* values, FfnCounters* counters,
-                     cudaStream_t stream) {
-  return ForEachBatch(gate.type, neurons.hidden, rows.rows,
-                      [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
-                        const int64_t shared = StagedInput<D, kBatch>::Bytes(neurons.hidden);
-                        const cudaError_t error = AllowShared(GateRowsKernel<D, kBatch>, shared);
-                        if (error != cudaSuccess) return error;
-                        return LaunchChained(GateRowsKernel<D, kBatch>, RowBlocks(neurons.count), kThreads,
-                                             shared, stream, neurons, gate, Part(rows, neurons, first, batch),
-                                             activation, values + first * neurons.count, counters);
-                      });
+cudaError_t GateRows(const FfnParts& parts, const BundleRow& gate, const BundleRow* up, const FfnRows& rows,
+                     const GateActivation& activation, cudaStream_t stream) {
+  const NeuronSet& neurons = parts.hot.neurons;
+  const int64_t up_offset = up == nullptr ? 0 : up->offset;
+  return ForEachBatch(
+      gate.type, neurons.hidden, rows.rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
+        const int64_t shared = StagedInput<D, kBatch>::Bytes(neurons.hidden);
+        const cudaError_t error = AllowShared(GateRowsKernel<D, kBatch>, shared);
+        if (error != cudaSuccess) return error;
+        const Shares shares = RowShares(parts, first);
+        return LaunchChained(GateRowsKernel<D, kBatch>, shares.all_blocks(), kThreads, shared, stream, shares,
+                             gate, up_offset, Part(rows, neurons, first, batch), activation);
+      });
 }
 
-cudaError_t ActivateGates(const HotNeurons& neurons, const GateSource& gates, const FfnRows& rows,
-                          const GateActivation& activation, float* values, FfnCounters* counters,
-                          cudaStream_t stream) {
-  return LaunchChained(ActivateGatesKernel, Blocks(rows.rows * neurons.count, kThreads), kThreads, 0, stream,
-                       neurons, gates, rows, activation, values, counters);
+cudaError_t ActivateGates(const FfnParts& parts, const GateSource& gates, const FfnRows& rows,
+                          const GateActivation& activation, cudaStream_t stream) {
+  const int64_t most = std::max(parts.hot.neurons.count, parts.bus.neurons.count);
+  const dim3 grid(Blocks(rows.rows * most, kThreads), parts.bus.neurons.count > 0 ? 2 : 1);
+  return LaunchChained(ActivateGatesKernel, grid, kThreads, 0, stream, parts, gates, rows, activation);
 }
 
-cudaError_t MultiplyByUpRows(const HotNeurons& neurons, const BundleRow& up, const FfnRows& rows,
-                             const GateActivation& activation, float* values, FfnCounters* counters,
-                             cudaStream_t stream) {
+cudaError_t MultiplyByUpRows(const FfnParts& parts, const BundleRow& up, const FfnRows& rows,
+                             const GateActivation& activation, cudaStream_t stream) {
+  const NeuronSet& neurons = parts.hot.neurons;
   return ForEachBatch(
       up.type, neurons.hidden, rows.rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
         const int64_t shared = StagedInput<D, kBatch>::Bytes(neurons.hidden);
         const cudaError_t error = AllowShared(MultiplyByUpKernel<D, kBatch>, shared);
         if (error != cudaSuccess) return error;
-        return LaunchChained(MultiplyByUpKernel<D, kBatch>, RowBlocks(neurons.count), kThreads, shared,
-                             stream, neurons, up, Part(rows, neurons, first, batch), activation,
-                             values + first * neurons.count, counters);
+        const Shares shares = RowShares(parts, first);
+        return LaunchChained(MultiplyByUpKernel<D, kBatch>, shares.all_blocks(), kThreads, shared, stream,
+                             shares, up, Part(rows, neurons, first, batch), activation);
       });
 }
 
-int64_t DownPartialFloats(int64_t neurons, int64_t hidden, int64_t rows) {
+int64_t DownPartialFloats(int64_t ffn, int64_t hidden, int64_t rows) {
   constexpr int64_t kMostBatch = 8;  // the largest kDownBatch
-  return Partitions(neurons) * std::min(rows, kMostBatch) * hidden;
+  return (BusPartitions(ffn) + HotPartitions(ffn)) * std::min(rows, kMostBatch) * hidden;
 }
 
-cudaError_t DownRows(const HotNeurons& neurons, const BundleRow& down, int64_t rows, const float* values,
-                     float* partials, float* y, cudaStream_t stream) {
+cudaError_t DownRows(const FfnParts& parts, const BundleRow& down, int64_t rows, float* partials, float* y,
+                     cudaStream_t stream) {
   return DispatchWeightType(down.type, [&]<WeightType kType>() {
     using D = Decoder<kType>;
     for (int64_t first = 0; first < rows; first += kDownBatch<D>) {
       const int64_t batch = std::min<int64_t>(kDownBatch<D>, rows - first);
       const auto launch = batch == 1 ? LaunchDown<D, 1> : LaunchDown<D, kDownBatch<D>>;
-      const cudaError_t error = launch(neurons, down, batch, values + first * neurons.count, partials,
-                                       y + first * neurons.hidden, stream);
+      const cudaError_t error =
+          launch(FromRow(parts, first), down, batch, partials, y + first * parts.hot.neurons.hidden, stream);
       if (error != cudaSuccess) return error;
     }
     return cudaSuccess;

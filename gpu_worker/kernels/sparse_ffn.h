@@ -7,25 +7,28 @@
 
 #include "common/kernels/packed_row.h"
 
-// The hot half of a sparse FFN, gate-first: a warp has a neuron, reads its gate row where some row's mask
-// asks for it, and the other two rows where the activation is not zero. `values` [rows, neurons.count]
-// carries the activations from one operator to the next. All sums are in a fixed order, and a row's result
-// does not depend on the others.
+// What a device computes of a sparse FFN, gate-first: a warp has a neuron, reads its gate row where some
+// row's mask asks for it, and the other two rows where the activation is not zero. All sums are in a fixed
+// order, and a row's result does not depend on the others.
 namespace isotherm::gpu_worker::cuda {
 
 // Bundles k < count of neurons ids[k], in a layer of `ffn` neurons.
-struct HotNeurons {
+struct NeuronSet {
   const uint8_t* bundles = nullptr;
   int64_t bundle_bytes = 0;
-  const int32_t* ids = nullptr;
+  const int32_t* ids = nullptr;  // null: bundle k is neuron k's
   int64_t count = 0;
   int64_t hidden = 0;
   int64_t ffn = 0;
   // Device counters [ffn], by id: one more for each token row in which the neuron fires. Null: not counted.
   unsigned* firings = nullptr;
+  // Null, or neurons that do not belong to the set [MaskWords(ffn)]; of the others only those do whose bit of
+  // `share`, neuron modulo 64, is set.
+  const uint64_t* without = nullptr;
+  uint64_t share = 0;
 
-  HotNeurons Slice(int64_t first, int64_t size) const {
-    HotNeurons slice = *this;
+  NeuronSet Slice(int64_t first, int64_t size) const {
+    NeuronSet slice = *this;
     slice.bundles += first * bundle_bytes;
     slice.ids += first;
     slice.count = size;
@@ -62,10 +65,22 @@ struct FfnRows {
   int64_t rows = 0;
 };
 
-// values = activation(gate rows . x + bias) where the mask asks for it, zero elsewhere.
-cudaError_t GateRows(const HotNeurons& neurons, const BundleRow& gate, const FfnRows& rows,
-                     const GateActivation& activation, float* values, FfnCounters* counters,
-                     cudaStream_t stream);
+// Neurons of a sparse FFN, and what becomes of them.
+struct FfnPart {
+  NeuronSet neurons;
+  float* values = nullptr;  // activations, from one operator to the next [rows, neurons.count]
+  FfnCounters* counters = nullptr;
+};
+// One launch computes both: the hot neurons, and cold ones whose bundles are in host memory, which keep the
+// bus busy meanwhile. Either may have none.
+struct FfnParts {
+  FfnPart bus, hot;
+};
+
+// values = activation(gate rows . x + bias) where the mask asks for it, zero elsewhere; times up rows . x, if
+// `up` is not null, where that is not zero. Both rows are of one type.
+cudaError_t GateRows(const FfnParts& parts, const BundleRow& gate, const BundleRow* up, const FfnRows& rows,
+                     const GateActivation& activation, cudaStream_t stream);
 // Products that exist already: a token row's lie `stride` values after the one before, a neuron's at its id
 // where `by_id`, else at its place among the neurons. The bias at bias_offset of the bundle (0: none) is yet
 // to be added.
@@ -75,20 +90,18 @@ struct GateSource {
   bool by_id = false;
   int64_t bias_offset = 0;
 };
-// The same from such products; may run in place (by place).
-cudaError_t ActivateGates(const HotNeurons& neurons, const GateSource& gates, const FfnRows& rows,
-                          const GateActivation& activation, float* values, FfnCounters* counters,
-                          cudaStream_t stream);
+// The same from such products.
+cudaError_t ActivateGates(const FfnParts& parts, const GateSource& gates, const FfnRows& rows,
+                          const GateActivation& activation, cudaStream_t stream);
 
 // values *= up rows . x where they are not zero.
-cudaError_t MultiplyByUpRows(const HotNeurons& neurons, const BundleRow& up, const FfnRows& rows,
-                             const GateActivation& activation, float* values, FfnCounters* counters,
-                             cudaStream_t stream);
-// F32 values of `partials` for up to `rows` rows.
-int64_t DownPartialFloats(int64_t neurons, int64_t hidden, int64_t rows);
+cudaError_t MultiplyByUpRows(const FfnParts& parts, const BundleRow& up, const FfnRows& rows,
+                             const GateActivation& activation, cudaStream_t stream);
+// F32 values of `partials` for up to `rows` rows of a layer of so many neurons.
+int64_t DownPartialFloats(int64_t ffn, int64_t hidden, int64_t rows);
 // y [rows, hidden] = sum over the neurons of values * down row.
-cudaError_t DownRows(const HotNeurons& neurons, const BundleRow& down, int64_t rows, const float* values,
-                     float* partials, float* y, cudaStream_t stream);
+cudaError_t DownRows(const FfnParts& parts, const BundleRow& down, int64_t rows, float* partials, float* y,
+                     cudaStream_t stream);
 
 }  // namespace isotherm::gpu_worker::cuda
 

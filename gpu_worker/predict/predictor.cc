@@ -85,14 +85,14 @@ class LowRankPredictor final : public Predictor {
     float threshold = 0;
   };
 
-  LowRankPredictor(std::vector<LayerWeights> layers, Buffer hidden)
-      : layers_(std::move(layers)), hidden_(std::move(hidden)) {}
+  LowRankPredictor(std::vector<LayerWeights> layers, Buffer hidden, Buffer hidden_ahead)
+      : layers_(std::move(layers)), hidden_(std::move(hidden)), hidden_ahead_(std::move(hidden_ahead)) {}
   std::string name() const override { return "lowrank"; }
   bool exact() const override { return false; }
   void Enqueue(Device& device, int64_t layer, const float* residual, const float* ffn_input, int64_t rows,
                const Prediction& out) override {
     const LayerWeights& weights = layers_[layer];
-    float* hidden = hidden_.as<float>();
+    float* hidden = (out.ahead ? hidden_ahead_ : hidden_).as<float>();
     device.MatMul(weights.a.view, nullptr, weights.reads_residual ? residual : ffn_input, rows, hidden);
     if (weights.relu_between) device.Relu(hidden, rows * weights.a.view.rows);
     device.MatMul(weights.b.view, nullptr, hidden, rows, out.scores);
@@ -102,7 +102,7 @@ class LowRankPredictor final : public Predictor {
 
  private:
   std::vector<LayerWeights> layers_;
-  Buffer hidden_;
+  Buffer hidden_, hidden_ahead_;
 };
 
 absl::Status RequireSparse(const model::Model& model, const char* kind) {
@@ -192,9 +192,12 @@ absl::StatusOr<std::unique_ptr<Predictor>> MakeLowRank(const model::Model& model
     weights.threshold = layer.predictor->threshold + options.threshold_shift;
     max_rank = std::max(max_rank, weights.a.view.rows);
   }
-  ISOTHERM_ASSIGN_OR_RETURN(
-      Buffer hidden, device.Allocate(options.max_rows * max_rank * sizeof(float), MemoryPurpose::kPredictor));
-  return std::make_unique<LowRankPredictor>(std::move(loaded), std::move(hidden));
+  const auto make_hidden = [&](int64_t rows) {
+    return device.Allocate(rows * max_rank * static_cast<int64_t>(sizeof(float)), MemoryPurpose::kPredictor);
+  };
+  ISOTHERM_ASSIGN_OR_RETURN(Buffer hidden, make_hidden(options.max_rows));
+  ISOTHERM_ASSIGN_OR_RETURN(Buffer hidden_ahead, make_hidden(kLookAheadRows));
+  return std::make_unique<LowRankPredictor>(std::move(loaded), std::move(hidden), std::move(hidden_ahead));
 }
 
 }  // namespace
@@ -246,7 +249,7 @@ absl::StatusOr<int64_t> PredictorBytes(const model::Model& model, const Predicto
         break;
     }
   }
-  return bytes + options.max_rows * max_rank * static_cast<int64_t>(sizeof(float));
+  return bytes + (options.max_rows + kLookAheadRows) * max_rank * static_cast<int64_t>(sizeof(float));
 }
 
 absl::StatusOr<std::unique_ptr<Predictor>> MakePredictor(const model::Model& model,

@@ -12,12 +12,17 @@
 
 namespace isotherm::gpu_worker {
 
+// Most rows of a pass whose next layer's neurons are announced to the CPU worker.
+inline constexpr int64_t kLookAheadRows = 16;
+
 // What a predictor writes for the rows of a pass, on the device.
 struct Prediction {
   uint64_t* masks = nullptr;  // [rows, MaskWords(ffn)]
   // Scratch [rows, ffn]. Holds the pre-activations (of gate, ungated of up) afterwards where
   // Predictor::yields_gate().
   float* scores = nullptr;
+  // Made beside another prediction, of kLookAheadRows rows at most: has scratch of its own.
+  bool ahead = false;
 };
 
 // Tells which neurons of a layer to compute. Enqueues device operators and nothing else, so that a CUDA graph

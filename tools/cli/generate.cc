@@ -80,7 +80,7 @@ void PrintStatistics(const v1::GenerateComplete& complete) {
                                prefill > 0 ? complete.usage().prompt_tokens() / prefill : 0.0)
             << absl::StrFormat("decode    %d tokens in %.3f s, %.1f tokens/s\n", decoded, decode,
                                decode > 0 ? decoded / decode : 0.0)
-            << absl::StrFormat("neurons   %.1f %% computed, %.1f %% of those hot, %d by the CPU worker\n",
+            << absl::StrFormat("neurons   %.1f %% computed, %.1f %% of those hot, %d cold\n",
                                100 * execution.computed_share(), 100 * execution.hot_share(),
                                execution.cold_neurons_computed())
             << absl::StrFormat("mode      %s, predictor %s\n",
