@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
@@ -23,25 +24,37 @@
 namespace isotherm::base {
 namespace {
 
+constexpr char kUnixPrefix[] = "unix:";
+
 using AddressList = std::unique_ptr<addrinfo, decltype(&freeaddrinfo)>;
 
-absl::StatusOr<AddressList> Resolve(const std::string& address) {
+struct HostAndPort {
+  std::string host;
+  int port = 0;
+};
+
+absl::StatusOr<HostAndPort> Parse(const std::string& address) {
   const size_t colon = address.rfind(':');
   int port = 0;
   if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 ||
       port > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat("'", address, "' is not host:port"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", address, "' is not host:port, with a port from 0 to 65535"));
   }
   std::string host = address.substr(0, colon);
   if (host.size() >= 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
   if (host.empty())
     return absl::InvalidArgumentError(absl::StrCat("'", address, "' has no host; 0.0.0.0 means all"));
+  return HostAndPort{std::move(host), port};
+}
 
+absl::StatusOr<AddressList> Resolve(const std::string& address) {
+  ISOTHERM_ASSIGN_OR_RETURN(const HostAndPort parsed, Parse(address));
   addrinfo hints{};
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* list = nullptr;
-  const int error = getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &list);
+  const int error = getaddrinfo(parsed.host.c_str(), std::to_string(parsed.port).c_str(), &hints, &list);
   if (error != 0) {
     return absl::InvalidArgumentError(absl::StrCat("'", address, "': ", gai_strerror(error)));
   }
@@ -157,6 +170,13 @@ absl::StatusOr<ListeningSockets> ListenTcp(const std::string& address) {
 }
 
 absl::Status CheckCanListen(const std::string& address) { return BindTcp(address).status(); }
+
+absl::Status CheckAddress(const std::string& address) {
+  if (absl::StartsWith(address, kUnixPrefix)) {
+    return UnixAddress(address.substr(sizeof kUnixPrefix - 1)).status();
+  }
+  return Parse(address).status();
+}
 
 bool IsLoopback(const std::string& address) {
   const absl::StatusOr<AddressList> list = Resolve(address);

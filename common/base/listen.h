@@ -26,6 +26,9 @@ absl::StatusOr<ListeningSockets> ListenTcp(const std::string& address);
 // PrepareSocketPath's. The file stays behind.
 absl::StatusOr<ListeningSockets> ListenUnix(const std::string& path, mode_t mode);
 
+// InvalidArgument for what has neither the form "host:port" nor "unix:/path"; asks nobody for the host.
+absl::Status CheckAddress(const std::string& address);
+
 // Whether "host:port" can be reached from this machine only: a name that stands for loopback addresses alone.
 // A name that stands for nothing yet is not.
 bool IsLoopback(const std::string& address);

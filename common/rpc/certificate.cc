@@ -31,8 +31,14 @@ int NoPassphrase(char*, int, int, void*) { return 0; }
 
 Bio Over(const std::string& pem) { return Bio(BIO_new_mem_buf(pem.data(), static_cast<int>(pem.size()))); }
 
+absl::StatusOr<std::string> ReadPem(const char* what, const std::string& path) {
+  absl::StatusOr<std::string> pem = base::ReadSmallFile(path);
+  if (pem.ok()) return pem;
+  return absl::Status(pem.status().code(), absl::StrCat(what, " ", std::string(pem.status().message())));
+}
+
 absl::StatusOr<X509Ptr> ReadX509(const std::string& path) {
-  ISOTHERM_ASSIGN_OR_RETURN(const std::string pem, base::ReadSmallFile(path));
+  ISOTHERM_ASSIGN_OR_RETURN(const std::string pem, ReadPem("certificate", path));
   X509Ptr certificate(PEM_read_bio_X509(Over(pem).get(), nullptr, &NoPassphrase, nullptr));
   if (certificate == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": holds no certificate in PEM format"));
@@ -41,7 +47,7 @@ absl::StatusOr<X509Ptr> ReadX509(const std::string& path) {
 }
 
 absl::StatusOr<Key> ReadKey(const std::string& path) {
-  ISOTHERM_ASSIGN_OR_RETURN(const std::string pem, base::ReadSmallFile(path));
+  ISOTHERM_ASSIGN_OR_RETURN(const std::string pem, ReadPem("private key", path));
   Key key(PEM_read_bio_PrivateKey(Over(pem).get(), nullptr, &NoPassphrase, nullptr));
   if (key == nullptr) {
     return absl::InvalidArgumentError(

@@ -34,6 +34,9 @@ absl::StatusOr<ClientCredentials> CredentialsFromFlags(const std::string& api_ke
 }
 
 absl::Status CheckReachedSafely(const std::string& flag, const std::string& address) {
+  if (const absl::Status known = base::CheckAddress(address); !known.ok()) {
+    return base::UsageError(absl::StrCat("--", flag, ": ", std::string(known.message())));
+  }
   if (absl::StartsWith(address, "unix:") || !absl::GetFlag(FLAGS_tls_ca).empty() ||
       absl::GetFlag(FLAGS_insecure) || base::IsLoopback(address)) {
     return absl::OkStatus();

@@ -17,8 +17,8 @@ base::FlagGroup ConnectionFlags();
 // What the flags say; no API key.
 absl::StatusOr<ClientCredentials> CredentialsFromFlags(const std::string& api_key = "");
 
-// UsageError if `address`, the value of `flag`, would be reached in plain text over a network and --insecure
-// does not allow it.
+// UsageError if `address`, the value of `flag`, is none (base::CheckAddress) or would be reached in plain
+// text over a network and --insecure does not allow it.
 absl::Status CheckReachedSafely(const std::string& flag, const std::string& address);
 
 }  // namespace isotherm::rpc

@@ -29,6 +29,7 @@
 #include "common/rpc/builtin_calls.h"
 #include "common/rpc/health.h"
 #include "common/rpc/health_listener.h"
+#include "common/rpc/malformed_request.h"
 #include "common/rpc/stop_event.h"
 
 namespace isotherm::rpc {
@@ -72,14 +73,18 @@ void SetUpGrpcOnce() {
   static std::once_flag once;
   std::call_once(once, [] {
     gpr_set_log_function(&LogFromGrpc);
+    RedirectProtobufLog();
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
 }
 
-// Whether `address` may be listened on with these options. Loopback addresses and Unix sockets, which have
-// permissions, always may.
+// Whether `address` is one, and may be listened on with these options. Loopback addresses and Unix sockets,
+// which have permissions, always may.
 absl::Status CheckExposure(const std::string& address, const ServerOptions& options) {
+  if (const absl::Status known = base::CheckAddress(address); !known.ok()) {
+    return base::UsageError(absl::StrCat("--listen: ", std::string(known.message())));
+  }
   if (options.insecure || absl::StartsWith(address, "unix:") || base::IsLoopback(address)) {
     return absl::OkStatus();
   }
@@ -193,6 +198,7 @@ absl::Status Server::Impl::Listen(const std::vector<grpc::Service*>& services) {
   builder.SetOption(std::make_unique<ServiceNamesOption>(&names));
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   interceptors.push_back(MakeBuiltinCallCounter());
+  interceptors.push_back(MakeMalformedRequestNamer());
   builder.experimental().SetInterceptorCreators(std::move(interceptors));
   for (grpc::Service* service : services) builder.RegisterService(service);
   using Kind = grpc::ServerBuilder::experimental_type::ExternalConnectionType;

@@ -25,8 +25,7 @@ ABSL_FLAG(
     "cancelled.");
 ABSL_FLAG(int, max_upload_mib, 0,
           "MiB that a TCP connection may send beyond --max-message-mib for each call that has arrived whole; "
-          "then it is "
-          "closed. 0: 128 for the gateway, no limit for workers, whose calls go on for ever.");
+          "then it is closed. 0: 128 for the gateway, no limit for workers, whose calls go on for ever.");
 ABSL_FLAG(int, max_calls, 1024, "Calls that run at once; one more gets RESOURCE_EXHAUSTED.");
 ABSL_FLAG(int, max_connections, 1000, "Connections open at once; one more is closed.");
 ABSL_FLAG(absl::Duration, handshake_timeout, absl::Seconds(10),

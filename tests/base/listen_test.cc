@@ -90,6 +90,17 @@ TEST(ListenTest, AllAddressesOfANameShareOnePort) {
   EXPECT_FALSE(ListenTcp(absl::StrCat("localhost:", listening->port)).ok());
 }
 
+TEST(ListenTest, AnAddressHasItsForm) {
+  for (const char* address : {"127.0.0.1:0", "[::1]:80", "no.such.host:65535", "unix:/tmp/socket"}) {
+    EXPECT_TRUE(CheckAddress(address).ok()) << address;
+  }
+  for (const std::string& address :
+       {std::string(), std::string("host"), std::string("host:"), std::string("host:65536"),
+        std::string(":80"), std::string("unix:"), "unix:/" + std::string(200, 'x')}) {
+    EXPECT_EQ(CheckAddress(address).code(), absl::StatusCode::kInvalidArgument) << address;
+  }
+}
+
 TEST(ListenTest, OnlyLoopbackIsLoopback) {
   for (const char* address : {"127.0.0.1:1", "127.8.9.10:0", "localhost:80", "[::1]:80"}) {
     EXPECT_TRUE(IsLoopback(address)) << address;

@@ -1,5 +1,6 @@
 """How the processes start and end: exit codes, and the last line on standard error as the reason."""
 
+import pathlib
 import re
 import socket
 import tempfile
@@ -144,6 +145,18 @@ class CommandLineClientTest(unittest.TestCase):
             self.assertIn(expected.text, result.stdout)
             for word in ("prefill", "decode", "neurons", "mode", "exchange", "shm"):
                 self.assertIn(word, result.stderr)
+
+    def test_text_the_gateway_cannot_take_is_refused_with_the_reason(self):
+        with cluster.Cluster(gpu_worker=cluster.COLD) as running, tempfile.TemporaryDirectory() as folder:
+            address = running.address("gateway")
+            for command in ("generate", "tokenize", "score"):
+                result = process.run("isotherm", command, f"--address={address}", "not \udcff UTF-8")
+                self.assertEqual((1, "error: text: is not valid UTF-8"), (result.returncode, result.stderr.strip()))
+            long_text = pathlib.Path(folder) / "long.txt"
+            long_text.write_text("Once upon a time. " * 300_000, encoding="utf-8")
+            result = process.run("isotherm", "perplexity", f"--server={address}", f"--text={long_text}")
+            self.assertEqual(1, result.returncode)
+            self.assertIn("--max-message-mib", last_line(result))
 
     def test_without_a_gateway_it_fails_with_the_reason(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -106,6 +106,17 @@ class HostileRequestsTest(unittest.TestCase):
                 with self.subTest(field=field, request=str(request)[:100]):
                     self.check_refused(field, lambda: self.running.inference.Score(request, timeout=suite.PATIENCE))
 
+    def test_what_cannot_be_parsed_is_refused_with_the_reason(self):
+        # As bytes: Python would make no such message.
+        requests = {"Generate": (b"\x12\x03a\xffb", "text"), "Score": (b"\x12\x02\xc0\x80", "text"),
+                    "Tokenize": (b"\xff\xff\xff", "Tokenize")}
+        with grpc.insecure_channel(self.running.address("gateway")) as channel:
+            for method, (message, named) in requests.items():
+                call = channel.unary_stream if method == "Generate" else channel.unary_unary
+                call = call(f"/isotherm.v1.InferenceService/{method}")
+                with self.subTest(method=method):
+                    self.check_refused(named, lambda: list(call(message, timeout=suite.PATIENCE)))
+
     def test_the_error_details_name_the_field_too(self):
         named = self.check_refused("sampling.top_p", lambda: client.generate(self.running, with_sampling(top_p=2)))
         self.assertEqual("sampling.top_p", named)

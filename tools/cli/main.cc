@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/command_line.h"
 #include "common/observe/log.h"
+#include "common/rpc/malformed_request.h"
 #include "tools/cli/commands.h"
 
 namespace isotherm::cli {
@@ -25,15 +26,18 @@ std::string ShortName(const Command& command) {
   return command.program.name.substr(command.program.name.find(' ') + 1);
 }
 
+std::string FirstSentence(const std::string& text) {
+  const size_t end = text.find(". ");
+  return end == std::string::npos ? text : text.substr(0, end + 1);
+}
+
 std::string Overview() {
   std::string text =
       "isotherm: talk to an Isotherm server, look into model files, check this machine.\n\n"
       "Usage: isotherm COMMAND [flags] [arguments]\n\nCommands:\n";
   for (const Command& command : Commands()) {
-    const std::string summary =
-        command.program.summary.substr(0, command.program.summary.find_first_of(".\n") + 1);
     absl::StrAppend(&text, "  ", ShortName(command), std::string(12 - ShortName(command).size(), ' '),
-                    summary, "\n");
+                    FirstSentence(command.program.summary), "\n");
   }
   absl::StrAppend(&text, "\n'isotherm COMMAND --help' teaches each. Start with:\n",
                   "  make run                                  # a server with the demo model, and a story\n",
@@ -63,6 +67,7 @@ int Run(int argc, char** argv) {
     if (const absl::Status logging = observe::InitLogging("isotherm", "info", "text"); !logging.ok()) {
       return rpc::ExitCode(logging);
     }
+    rpc::RedirectProtobufLog();
     return rpc::ExitCode(command.run(parsed->arguments));
   }
   return rpc::ExitCode(

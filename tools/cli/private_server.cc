@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
+#include "common/rpc/channel.h"
 #include "tools/cli/commands.h"
 
 namespace isotherm::cli {
@@ -24,6 +25,9 @@ namespace {
 
 // After SIGTERM; nothing is left to drain but the processes' own clean-up.
 constexpr absl::Duration kEndPatience = absl::Seconds(10);
+
+// Whole texts are tokenised at once; as much as a client sends.
+constexpr int kMostTextMib = rpc::kDefaultMaxMessageBytes >> 20;
 
 absl::StatusOr<std::filesystem::path> BinaryFolder() {
   std::error_code error;
@@ -78,8 +82,8 @@ absl::StatusOr<std::unique_ptr<PrivateServer>> PrivateServer::Start(
   flags.insert(flags.end(), gpu_worker_flags.begin(), gpu_worker_flags.end());
   ISOTHERM_RETURN_IF_ERROR(server->StartProcess("gpu_worker", std::move(flags)));
   ISOTHERM_RETURN_IF_ERROR(server->StartProcess(
-      "gateway",
-      {model, absl::StrCat("--listen=", gateway), "--metrics-listen=", absl::StrCat("--worker=", worker)}));
+      "gateway", {model, absl::StrCat("--listen=", gateway), "--metrics-listen=",
+                  absl::StrCat("--worker=", worker), absl::StrCat("--max-message-mib=", kMostTextMib)}));
   ISOTHERM_ASSIGN_OR_RETURN(server->channel_, ConnectTo(gateway, absl::InfiniteDuration(),
                                                         [&server] { return server->CheckAlive(); }));
   return server;

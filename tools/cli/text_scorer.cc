@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "common/base/file.h"
 #include "common/base/status_macros.h"
 #include "common/rpc/server.h"
@@ -26,7 +28,13 @@ absl::StatusOr<std::vector<uint32_t>> TextScorer::Tokenize(const std::string& te
   if (add_bos.has_value()) request.set_add_bos(*add_bos);
   v1::TokenizeResponse response;
   grpc::ClientContext context;
-  ISOTHERM_RETURN_IF_ERROR(rpc::FromGrpc(inference_->Tokenize(&context, request, &response)));
+  absl::Status status = rpc::FromGrpc(inference_->Tokenize(&context, request, &response));
+  if (absl::StrContains(status.message(), "larger than max")) {  // gRPC's words
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the gateway refuses ", text.size(), " bytes of text: ", std::string(status.message()),
+                     ". Give a shorter text, or start it with a larger --max-message-mib"));
+  }
+  ISOTHERM_RETURN_IF_ERROR(status);
   return std::vector<uint32_t>(response.tokens().begin(), response.tokens().end());
 }
 
