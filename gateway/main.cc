@@ -69,8 +69,8 @@ base::Program Description() {
   return {
       .name = "gateway",
       .summary =
-          "The public face of Isotherm: takes prompts over gRPC (isotherm.v1), batches them continuously on\n"
-          "one GPU worker, and streams the text back. It survives its workers: streams pause while one is\n"
+          "The public face of Isotherm: takes prompts over gRPC (isotherm.v1), batches them continuously on "
+          "one GPU worker, and streams the text back. It survives its workers: streams pause while one is "
           "lost and go on, with nothing missing or said twice, when it is back.",
       .arguments = "",
       .examples =

@@ -1,6 +1,7 @@
 #include "common/base/command_line.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -14,6 +15,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "common/base/status_macros.h"
 
 namespace isotherm::base {
@@ -72,20 +74,17 @@ std::string Suggestion(const Program& program, const std::string& typed) {
   return nearest.empty() ? "" : absl::StrCat("; did you mean --", Dashed(nearest), "?");
 }
 
-// Appends the words of `text` in lines that begin with `indent` and end before kHelpColumns; its line breaks
-// are kept.
+// Appends the words of `text` in lines that begin with `indent` and end before kHelpColumns.
 void AppendWrapped(absl::string_view text, absl::string_view indent, std::string& out) {
-  for (const absl::string_view paragraph : absl::StrSplit(text, '\n')) {
-    std::string line(indent);
-    for (const absl::string_view word : absl::StrSplit(paragraph, ' ', absl::SkipEmpty())) {
-      if (line.size() > indent.size() && line.size() + 1 + word.size() > kHelpColumns) {
-        absl::StrAppend(&out, line, "\n");
-        line = std::string(indent);
-      }
-      absl::StrAppend(&line, line.size() > indent.size() ? " " : "", word);
+  std::string line(indent);
+  for (const absl::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
+    if (line.size() > indent.size() && line.size() + 1 + word.size() > kHelpColumns) {
+      absl::StrAppend(&out, line, "\n");
+      line = std::string(indent);
     }
-    absl::StrAppend(&out, line, "\n");
+    absl::StrAppend(&line, line.size() > indent.size() ? " " : "", word);
   }
+  absl::StrAppend(&out, line, "\n");
 }
 
 void AppendFlag(const absl::CommandLineFlag& flag, std::string& out) {
@@ -101,11 +100,24 @@ void AppendFlag(const absl::CommandLineFlag& flag, std::string& out) {
   AppendWrapped(flag.Help(), "      ", out);
 }
 
+template <typename T>
+bool Holds(const absl::CommandLineFlag& flag) {
+  return flag.IsOfType<T>() || flag.IsOfType<std::optional<T>>();
+}
+
+// What a value of the flag looks like.
+const char* Expected(const absl::CommandLineFlag& flag) {
+  if (Holds<bool>(flag)) return "true or false";
+  if (Holds<absl::Duration>(flag)) return "a duration such as 500ms, 30s or 5m";
+  if (Holds<uint32_t>(flag) || Holds<uint64_t>(flag)) return "a whole number from 0 on";
+  if (Holds<int>(flag) || Holds<int64_t>(flag)) return "a whole number";
+  return "a number";
+}
+
 absl::Status SetFlag(absl::CommandLineFlag& flag, const std::string& value) {
   std::string error;
   if (flag.ParseFrom(value, &error)) return absl::OkStatus();
-  return UsageError(absl::StrCat("--", Dashed(flag.Name()), ": '", value, "' is not valid",
-                                 error.empty() ? "" : absl::StrCat(" (", error, ")")));
+  return UsageError(absl::StrCat("--", Dashed(flag.Name()), ": '", value, "' is not ", Expected(flag)));
 }
 
 // The arguments not yet looked at.

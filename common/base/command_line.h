@@ -20,7 +20,7 @@ struct FlagGroup {
 // What a program says about itself.
 struct Program {
   std::string name;       // as typed: "isotherm-cpu-worker"
-  std::string summary;    // what it does and where it stands, a few lines
+  std::string summary;    // what it does and where it stands; the first sentence says it in short
   std::string arguments;  // after the flags in the usage line: "" or "FILE"
   std::string examples;   // command lines with a comment each, shown indented
   // Flags in no group are shown last, under "Other".

@@ -4,15 +4,18 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/flags/declare.h"
 #include "absl/flags/flag.h"
 #include "absl/flags/reflection.h"
+#include "absl/time/time.h"
 
 ABSL_FLAG(std::string, test_model, "", "The GGUF file to serve.");
 ABSL_FLAG(int32_t, test_threads, 4, "Threads.");
+ABSL_FLAG(std::optional<absl::Duration>, test_deadline, std::nullopt, "Unset: never.");
 ABSL_FLAG(bool, test_warm_up, true, "Runs the model once before serving.");
 
 namespace isotherm::base {
@@ -63,7 +66,9 @@ TEST_F(CommandLineTest, AnUnknownFlagIsAUsageErrorThatSuggestsTheNearest) {
 TEST_F(CommandLineTest, BadValuesNameTheFlagAndTheValue) {
   const absl::Status status = Parse(kServer, {"--test-threads=many"}).status();
   EXPECT_TRUE(IsUsageError(status));
-  EXPECT_THAT(status.message(), HasSubstr("--test-threads: 'many'"));
+  EXPECT_EQ(status.message(), "--test-threads: 'many' is not a whole number");
+  EXPECT_EQ(Parse(kServer, {"--test-deadline=5"}).status().message(),
+            "--test-deadline: '5' is not a duration such as 500ms, 30s or 5m");
   EXPECT_THAT(Parse(kServer, {"--test-threads"}).status().message(), HasSubstr("needs a value"));
   EXPECT_EQ(absl::GetFlag(FLAGS_test_threads), 4);
 }
@@ -83,7 +88,8 @@ TEST_F(CommandLineTest, HelpTeaches) {
   EXPECT_THAT(help, HasSubstr("  server --test-model m.gguf\n"));
   EXPECT_THAT(help, HasSubstr("Model:\n  --test-model VALUE\n      The GGUF file to serve.\n"));
   EXPECT_THAT(help, HasSubstr("  --[no]test-warm-up (default: on)\n"));
-  EXPECT_THAT(help, HasSubstr("Other:\n  --test-threads VALUE (default: 4)\n"));
+  EXPECT_THAT(help, HasSubstr("Other:\n  --test-deadline VALUE\n      Unset: never.\n"));
+  EXPECT_THAT(help, HasSubstr("  --test-threads VALUE (default: 4)\n"));
 }
 
 TEST_F(CommandLineTest, HelpFoldsLongTextAndShowsDefaultsEvenAfterFlagsWereSet) {

@@ -155,9 +155,8 @@ Command DoctorCommand() {
   base::Program program;
   program.name = "isotherm doctor";
   program.summary =
-      "Checks what Isotherm needs of this machine: instruction sets, memory, shared-memory space, "
-      "locked-memory\n"
-      "limit, ports and GPU. Exit code 1 if something would keep it from working.";
+      "Checks whether this machine has what Isotherm needs. Looks at instruction sets, memory, shared-memory "
+      "space, locked-memory limit, ports and GPU. Exit code 1 if something would keep it from working.";
   program.examples = "isotherm doctor\nisotherm doctor --shm-directory=/run/isotherm";
   program.groups = {{"Checks", {"shm_directory", "ports"}}};
   return {program, Run};

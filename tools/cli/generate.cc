@@ -1,6 +1,5 @@
-#include <cstdio>
+#include <cstdint>
 #include <iostream>
-#include <limits>
 #include <optional>
 
 #include "absl/flags/flag.h"
@@ -15,23 +14,23 @@
 #include "tools/cli/commands.h"
 
 ABSL_FLAG(uint32_t, max_tokens, 256, "Most tokens to generate; 0 for as many as the context holds.");
-ABSL_FLAG(float, temperature, std::numeric_limits<float>::quiet_NaN(),
-          "0 is greedy. Unset: the server's default.");
-ABSL_FLAG(int64_t, top_k, -1, "Keep the k most probable tokens; 0 keeps all. -1: the server's default.");
-ABSL_FLAG(float, top_p, std::numeric_limits<float>::quiet_NaN(),
-          "Nucleus probability. Unset: the server's default.");
-ABSL_FLAG(float, min_p, std::numeric_limits<float>::quiet_NaN(),
+ABSL_FLAG(std::optional<float>, temperature, std::nullopt, "0 is greedy. Unset: the server's default.");
+ABSL_FLAG(std::optional<uint32_t>, top_k, std::nullopt,
+          "Keep the k most probable tokens; 0 keeps all. Unset: the server's default.");
+ABSL_FLAG(std::optional<float>, top_p, std::nullopt, "Nucleus probability. Unset: the server's default.");
+ABSL_FLAG(std::optional<float>, min_p, std::nullopt,
           "Drop tokens less probable than this share of the best. Unset: the server's default.");
-ABSL_FLAG(float, repetition_penalty, std::numeric_limits<float>::quiet_NaN(),
+ABSL_FLAG(std::optional<float>, repetition_penalty, std::nullopt,
           "Above 1 discourages repeated tokens. Unset: the server's default.");
-ABSL_FLAG(float, frequency_penalty, std::numeric_limits<float>::quiet_NaN(),
+ABSL_FLAG(std::optional<float>, frequency_penalty, std::nullopt,
           "Subtracted for each earlier occurrence. Unset: the server's default.");
-ABSL_FLAG(float, presence_penalty, std::numeric_limits<float>::quiet_NaN(),
+ABSL_FLAG(std::optional<float>, presence_penalty, std::nullopt,
           "Subtracted once if a token occurred. Unset: the server's default.");
-ABSL_FLAG(int64_t, seed, -1, "Same seed, same text. -1: random, and shown at the end.");
+ABSL_FLAG(std::optional<uint64_t>, seed, std::nullopt,
+          "Same seed, same text. Unset: random, and shown at the end.");
 ABSL_FLAG(std::vector<std::string>, stop, {}, "Texts that end the generation, separated by commas.");
 ABSL_FLAG(bool, ignore_eos, false, "Go on past the end of the sequence.");
-ABSL_FLAG(absl::Duration, deadline, absl::InfiniteDuration(), "Give up after this long.");
+ABSL_FLAG(std::optional<absl::Duration>, deadline, std::nullopt, "Give up after this long. Unset: never.");
 ABSL_FLAG(bool, statistics, true, "Print what happened to standard error when the text is complete.");
 ABSL_FLAG(bool, require_cold, false, "Fail if the CPU worker computed no neuron.");
 
@@ -46,15 +45,14 @@ v1::GenerateRequest MakeRequest(const std::string& prompt) {
   v1::GenerateRequest request;
   request.set_text(prompt);
   v1::SamplingParameters& sampling = *request.mutable_sampling();
-  auto given = [](float value) { return value == value; };  // unset flags are NaN
-  if (float v = absl::GetFlag(FLAGS_temperature); given(v)) sampling.set_temperature(v);
-  if (float v = absl::GetFlag(FLAGS_top_p); given(v)) sampling.set_top_p(v);
-  if (float v = absl::GetFlag(FLAGS_min_p); given(v)) sampling.set_min_p(v);
-  if (float v = absl::GetFlag(FLAGS_repetition_penalty); given(v)) sampling.set_repetition_penalty(v);
-  if (float v = absl::GetFlag(FLAGS_frequency_penalty); given(v)) sampling.set_frequency_penalty(v);
-  if (float v = absl::GetFlag(FLAGS_presence_penalty); given(v)) sampling.set_presence_penalty(v);
-  if (int64_t v = absl::GetFlag(FLAGS_top_k); v >= 0) sampling.set_top_k(static_cast<uint32_t>(v));
-  if (int64_t v = absl::GetFlag(FLAGS_seed); v >= 0) sampling.set_seed(static_cast<uint64_t>(v));
+  if (const auto v = absl::GetFlag(FLAGS_temperature)) sampling.set_temperature(*v);
+  if (const auto v = absl::GetFlag(FLAGS_top_k)) sampling.set_top_k(*v);
+  if (const auto v = absl::GetFlag(FLAGS_top_p)) sampling.set_top_p(*v);
+  if (const auto v = absl::GetFlag(FLAGS_min_p)) sampling.set_min_p(*v);
+  if (const auto v = absl::GetFlag(FLAGS_repetition_penalty)) sampling.set_repetition_penalty(*v);
+  if (const auto v = absl::GetFlag(FLAGS_frequency_penalty)) sampling.set_frequency_penalty(*v);
+  if (const auto v = absl::GetFlag(FLAGS_presence_penalty)) sampling.set_presence_penalty(*v);
+  if (const auto v = absl::GetFlag(FLAGS_seed)) sampling.set_seed(*v);
   v1::StoppingParameters& stopping = *request.mutable_stopping();
   if (uint32_t v = absl::GetFlag(FLAGS_max_tokens); v > 0) stopping.set_max_tokens(v);
   for (const std::string& stop : absl::GetFlag(FLAGS_stop)) stopping.add_stop(stop);
@@ -100,8 +98,8 @@ absl::Status Run(const std::vector<std::string>& arguments) {
   ISOTHERM_ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel, ConnectToServer());
   auto stub = v1::InferenceService::NewStub(channel);
   grpc::ClientContext context;
-  if (absl::Duration deadline = absl::GetFlag(FLAGS_deadline); deadline < absl::InfiniteDuration()) {
-    context.set_deadline(absl::ToChronoTime(absl::Now() + deadline));
+  if (const auto deadline = absl::GetFlag(FLAGS_deadline)) {
+    context.set_deadline(absl::ToChronoTime(absl::Now() + *deadline));
   }
   auto stream = stub->Generate(&context, MakeRequest(prompt));
   v1::GenerateResponse response;
@@ -131,7 +129,7 @@ Command GenerateCommand() {
   base::Program program;
   program.name = "isotherm generate";
   program.summary =
-      "Streams a continuation of a prompt to standard output, then says what happened on standard error.\n"
+      "Streams a continuation of a prompt to standard output, then says what happened on standard error. "
       "The prompt is the argument, or standard input.";
   program.arguments = "[PROMPT]";
   program.examples =

@@ -47,6 +47,10 @@ absl::Status Run(const std::vector<std::string>&) {
     return absl::UnavailableError(absl::StrCat("nothing answers at ", address, " within ",
                                                absl::FormatDuration(absl::GetFlag(FLAGS_wait))));
   }
+  if (absl::IsNotFound(answered)) {
+    return absl::NotFoundError(absl::StrCat(address, " has no service '", absl::GetFlag(FLAGS_service),
+                                            "'; --service takes its full name"));
+  }
   ISOTHERM_RETURN_IF_ERROR(answered);
   if (response.value() != kServing) {
     return absl::UnavailableError(
@@ -63,8 +67,8 @@ Command HealthcheckCommand() {
   program.name = "isotherm healthcheck";
   program.summary =
       "Asks a process whether it serves (grpc.health.v1), for containers and scripts. Any of the three "
-      "processes\n"
-      "answers, and so does any other gRPC server with that service. Exit code 0 if it serves, else 1.";
+      "processes answers, and so does any other gRPC server with that service. Exit code 0 if it serves, "
+      "else 1.";
   program.examples =
       "isotherm healthcheck\n"
       "isotherm healthcheck --address=unix:/run/isotherm/cpu.sock --wait=1s\n"

@@ -52,10 +52,9 @@ Command InspectCommand() {
   base::Program program;
   program.name = "isotherm inspect";
   program.summary =
-      "Shows what a model file holds and what would run where.\n"
-      "Metadata, tensors, hyperparameters, bytes by purpose, how unevenly the neurons fire as a table "
-      "and a\n"
-      "plot and, with --vram-budget, which of them would be hot.";
+      "Shows what a model file holds and what would run where. Metadata, tensors, hyperparameters, bytes by "
+      "purpose, how unevenly the neurons fire as a table and a plot and, with --vram-budget, which of them "
+      "would be hot.";
   program.arguments = "FILE";
   program.examples =
       "isotherm inspect models/tales/tales-q8_0.gguf\n"

@@ -72,8 +72,8 @@ Command KeyCommand() {
   base::Program program;
   program.name = "isotherm key";
   program.summary =
-      "Makes API keys for a gateway. The key goes to standard output, a line with its hash to the file that\n"
-      "the gateway's --api-keys names. A key ends when its line is deleted, or has 'disabled' among its "
+      "Makes API keys for a gateway. The key goes to standard output, a line with its hash to the file "
+      "that the gateway's --api-keys names. A key ends when its line is deleted, or has 'disabled' among its "
       "limits.";
   program.arguments = "create NAME";
   program.examples =

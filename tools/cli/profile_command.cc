@@ -129,9 +129,8 @@ Command ProfileCommand() {
   base::Program program;
   program.name = "isotherm profile";
   program.summary =
-      "Counts how often each neuron of a model fires, for gpu_worker to place the frequent ones.\n"
-      "Runs a text through the model exactly and writes MODEL.profile.gguf. With --server the text is run "
-      "there, in\n"
+      "Counts how often each neuron of a model fires, for gpu_worker to place the frequent ones. Runs a "
+      "text through the model exactly and writes MODEL.profile.gguf. With --server the text is run there, in "
       "the mode of that server, and without --text what the server has run since its start is taken.";
   program.arguments = "MODEL";
   program.examples =

@@ -12,8 +12,7 @@
 ABSL_FLAG(bool, each, false, "Print the log-probability of every token.");
 ABSL_FLAG(uint32_t, window, 0,
           "Score a long text in windows of this many tokens, each beginning with the beginning-of-sequence "
-          "token; 0: the "
-          "model's context length.");
+          "token; 0: the model's context length.");
 ABSL_FLAG(uint32_t, max_windows, 0, "Stop after this many windows; 0 for all.");
 
 namespace isotherm::cli {
@@ -78,8 +77,7 @@ Command ScoreCommand() {
   program.name = "isotherm score";
   program.summary =
       "Log-probabilities of a text under the served model, and its perplexity. The text is the argument, or "
-      "standard\n"
-      "input; long texts are cut into windows that are scored one by one.";
+      "standard input; long texts are cut into windows that are scored one by one.";
   program.arguments = "[TEXT]";
   program.examples =
       "isotherm score \"Once upon a time there was a king.\" --each\n"

@@ -13,13 +13,12 @@
 #include "isotherm/v1/model.grpc.pb.h"
 #include "tools/cli/commands.h"
 
-ABSL_FLAG(std::string, address, "127.0.0.1:7070", "Gateway to talk to: host:port or unix:/path.");
+ABSL_FLAG(std::string, address, "127.0.0.1:7070", "Server to talk to: host:port or unix:/path.");
 ABSL_FLAG(absl::Duration, wait, absl::Seconds(5),
-          "How long to wait for the gateway to answer and its model to be ready.");
-ABSL_FLAG(
-    std::string, api_key_file, "",
-    "File with the API key to show to the gateway. A flag with the key itself would show it to everybody "
-    "who lists processes.");
+          "How long to wait for the server to answer and for its model to be ready.");
+ABSL_FLAG(std::string, api_key_file, "",
+          "File with the API key to show to a gateway. A flag with the key itself would show it to everybody "
+          "who lists processes.");
 
 namespace isotherm::cli {
 namespace {
