@@ -40,8 +40,7 @@ ABSL_FLAG(bool, attention_offload, false,
           "beside device cuda.");
 ABSL_FLAG(double, vram_budget, 0,
           "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
-          "neurons. 0: "
-          "all neurons are hot.");
+          "neurons. 0: all neurons are hot.");
 ABSL_FLAG(
     bool, time_operators, false,
     "Device cuda: time the operators of decode steps, one after another, and log the times at the end.");
@@ -108,10 +107,10 @@ ABSL_FLAG(std::string, shm_directory, "/dev/shm",
           "gateway's.");
 ABSL_FLAG(absl::Duration, exchange_timeout, absl::Seconds(10),
           "After this long without an answer the CPU worker counts as lost.");
-ABSL_FLAG(int, spin_us, -1,
-          "How long threads spin for work before they sleep. -1: 200 without --vram-budget and --placement, "
-          "as no CPU worker "
-          "then wants the cores; with one 50 on machines with more than four cores, else 0.");
+ABSL_FLAG(
+    int, spin_us, -1,
+    "How long threads spin for work before they sleep. -1: 200 without --vram-budget and --placement, "
+    "as no CPU worker then wants the cores; with one 50 on machines with more than four cores, else 0.");
 ABSL_FLAG(std::string, inject_device_fault, "",
           "For trying out what follows: lost:N loses the device in its Nth pass, memory:N lets it run out of "
           "memory there. A pass is a decode step or a chunk of a prompt.");
@@ -122,6 +121,8 @@ ABSL_FLAG(std::string, metrics_listen, "127.0.0.1:9402",
 ABSL_FLAG(std::string, health_listen, "",
           "Where grpc.health.v1 alone is answered, always in plain text (host:port), for probes that cannot "
           "speak TLS; empty for only where --listen says.");
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(30),
+          "After SIGTERM, how long calls may go on before they are cancelled.");
 
 namespace isotherm::gpu_worker {
 namespace {
@@ -339,6 +340,7 @@ absl::StatusOr<rpc::ServerOptions> ServerOptionsFromFlags() {
   options.listen = absl::StrSplit(absl::GetFlag(FLAGS_listen), ',', absl::SkipEmpty());
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.health_listen = absl::GetFlag(FLAGS_health_listen);
+  options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   ISOTHERM_RETURN_IF_ERROR(rpc::ReadServerFlags(options));
   return options;
 }
@@ -394,8 +396,7 @@ int main(int argc, char** argv) {
       .summary =
           "Runs the layers of a model: attention, KV cache, the predictor and the hot neurons, on a GPU, or "
           "on device host (CPU) for machines without one. Neurons that do not fit --vram-budget are cold: "
-          "the CPU worker computes "
-          "them.",
+          "the CPU worker computes them.",
       .examples =
           "gpu_worker --model=models/tales/tales-q8_0.gguf\n"
           "    # everything hot; no CPU worker is needed\n"
@@ -414,7 +415,7 @@ int main(int argc, char** argv) {
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",
             "exchange_timeout", "shm_directory"}},
           isotherm::rpc::ConnectionFlags(),
-          {"Serving", {"listen", "metrics_listen", "health_listen"}},
+          {"Serving", {"listen", "metrics_listen", "health_listen", "drain_timeout"}},
           isotherm::rpc::AccessFlags(),
           isotherm::rpc::LimitFlags()}};
   return isotherm::rpc::RunMain(program, argc, argv, isotherm::gpu_worker::Run);
