@@ -57,6 +57,7 @@ absl::StatusOr<ServerAnswer> FakeExecutor::Execute(const ServerRequest& request,
 }
 
 void FakeExecutor::OnExpectation(int64_t layer, const uint64_t* mask, absl::FunctionRef<bool()> stop) {
+  ++expectations_;
   Expected expected{layer, std::vector<uint64_t>(mask, mask + neuron::MaskWords(geometry_.ffn)), false};
   const absl::Time deadline = absl::Now() + absl::Seconds(10);
   while (!(expected.request_came = stop()) && absl::Now() < deadline) absl::SleepFor(absl::Microseconds(50));
@@ -67,6 +68,12 @@ void FakeExecutor::OnExpectation(int64_t layer, const uint64_t* mask, absl::Func
 std::vector<FakeExecutor::Expected> FakeExecutor::TakeExpected() {
   const std::lock_guard lock(mutex_);
   return std::exchange(expected_, {});
+}
+
+bool FakeExecutor::AwaitExpectations(int count) const {
+  const absl::Time deadline = absl::Now() + absl::Seconds(5);
+  while (expectations_ < count && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(1));
+  return expectations_ >= count;
 }
 
 ServerAnswer FakeExecutor::Answer(const Geometry& geometry, const ServerRequest& request, float* y) {

@@ -48,6 +48,8 @@ class FakeExecutor final : public Executor {
     bool request_came;  // while it was waited for, for ten seconds at most
   };
   std::vector<Expected> TakeExpected();
+  // Whether so many expectations have come, waiting for five seconds at most.
+  bool AwaitExpectations(int count) const;
 
   static ServerAnswer Answer(const Geometry& geometry, const ServerRequest& request, float* y);
 
@@ -56,6 +58,7 @@ class FakeExecutor final : public Executor {
 
  private:
   const Geometry geometry_;
+  std::atomic<int> expectations_{0};  // that have come
   std::mutex mutex_;
   std::vector<Expected> expected_;
 };
