@@ -5,6 +5,7 @@
 #include "common/base/status_macros.h"
 #include "common/exchange/channel.h"
 #include "common/exchange/client_stream.h"
+#include "common/exchange/file_inbox.h"
 #include "common/exchange/inline_client.h"
 #include "common/exchange/negotiate.h"
 #include "common/exchange/region.h"
@@ -17,6 +18,8 @@ namespace {
 // A stream whose server has said which transport it will be.
 struct OpenedStream {
   std::unique_ptr<ClientStream> stream;
+  // Not there with inline, nor where this process may not write to the directory: it can do without.
+  absl::StatusOr<std::unique_ptr<FileInbox>> inbox = absl::NotFoundError("inline was asked for");
   Transport transport = Transport::kInline;
   worker::v1::ExchangeOpened opened;
 };
@@ -26,6 +29,10 @@ absl::StatusOr<OpenedStream> OpenStream(worker::v1::NeuronService::Stub* stub, c
   OpenedStream result{.stream = std::make_unique<ClientStream>(stub)};
   worker::v1::ExchangeRequest request;
   *request.mutable_open() = MakeOpen(options, transport, proof);
+  if (transport != Transport::kInline) {
+    result.inbox = FileInbox::Create(options.shm_directory);
+    if (result.inbox.ok()) request.mutable_open()->set_file_inbox((*result.inbox)->name());
+  }
   ISOTHERM_RETURN_IF_ERROR(result.stream->Write(request, options.connect_timeout));
   ISOTHERM_ASSIGN_OR_RETURN(ClientStream::Incoming incoming, result.stream->Read(options.connect_timeout));
   result.opened = std::move(*incoming.message.mutable_opened());
@@ -40,9 +47,14 @@ absl::StatusOr<OpenedStream> OpenStream(worker::v1::NeuronService::Stub* stub, c
 }
 
 // Null where the worker shares none or where they cannot be had; it then computes all cold neurons itself.
-std::unique_ptr<SharedBundles> MapBundles(const worker::v1::ExchangeOpened& opened, int64_t layers) {
-  if (!opened.has_bundles()) return nullptr;
-  absl::StatusOr<std::unique_ptr<SharedBundles>> bundles = SharedBundles::Map(opened.bundles(), layers);
+std::unique_ptr<SharedBundles> MapBundles(const OpenedStream& opened, int64_t layers) {
+  if (!opened.opened.has_bundles()) return nullptr;
+  const auto map = [&]() -> absl::StatusOr<std::unique_ptr<SharedBundles>> {
+    ISOTHERM_RETURN_IF_ERROR(opened.inbox.status());
+    ISOTHERM_ASSIGN_OR_RETURN(const base::UniqueFd file, (*opened.inbox)->Take());
+    return SharedBundles::Map(file.get(), opened.opened.bundles(), layers);
+  };
+  absl::StatusOr<std::unique_ptr<SharedBundles>> bundles = map();
   if (bundles.ok()) return *std::move(bundles);
   spdlog::info("the CPU worker's neurons cannot be mapped: {}", std::string(bundles.status().message()));
   return nullptr;
@@ -57,8 +69,8 @@ absl::StatusOr<std::unique_ptr<Channel>> Attach(ClientOptions options, OpenedStr
   worker::v1::ExchangeRequest attached;
   attached.mutable_attached();
   ISOTHERM_RETURN_IF_ERROR(opened.stream->Write(attached, options.connect_timeout));
-  return std::make_unique<ShmClient>(options, std::move(region),
-                                     MapBundles(opened.opened, options.geometry.layers),
+  std::unique_ptr<SharedBundles> bundles = MapBundles(opened, options.geometry.layers);
+  return std::make_unique<ShmClient>(options, std::move(region), std::move(bundles),
                                      std::move(opened.stream));
 }
 

@@ -13,7 +13,7 @@
 namespace isotherm::exchange {
 
 // Goes up with every change of the messages' order or meaning.
-inline constexpr uint32_t kProtocolVersion = 4;
+inline constexpr uint32_t kProtocolVersion = 5;
 
 // Two processes with equal proofs see the same shared-memory directory: one kernel, one mount.
 struct HostProof {

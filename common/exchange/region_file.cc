@@ -17,6 +17,7 @@
 #include "common/base/host.h"
 #include "common/base/random_id.h"
 #include "common/base/status_macros.h"
+#include "common/exchange/file_inbox.h"
 
 namespace isotherm::exchange {
 namespace {
@@ -41,10 +42,13 @@ bool HasName(int fd) {
 
 void RemoveIfAbandoned(const std::string& path) {
   const base::UniqueFd fd(open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-  if (fd.valid() && flock(fd.get(), LOCK_EX | LOCK_NB) == 0) unlink(path.c_str());
+  const bool abandoned = fd.valid() ? flock(fd.get(), LOCK_EX | LOCK_NB) == 0 : IsAbandonedInbox(path);
+  if (abandoned) unlink(path.c_str());
 }
 
 }  // namespace
+
+std::string MakeRegionName() { return kNamePrefix + base::RandomId(); }
 
 bool IsRegionName(const std::string& name) {
   return absl::StartsWith(name, kNamePrefix) && name.find('/') == std::string::npos &&
@@ -56,7 +60,7 @@ absl::StatusOr<RegionFile> CreateRegionFile(const std::string& directory) {
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     RegionFile file;
     file.directory = directory;
-    file.name = kNamePrefix + base::RandomId();
+    file.name = MakeRegionName();
     path = directory + "/" + file.name;
     file.fd.reset(open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR));
     if (!file.fd.valid()) return absl::ErrnoToStatus(errno, absl::StrCat("cannot create ", path));

@@ -11,9 +11,11 @@
 
 // The files that regions live in while they have a name. Whoever creates one holds a lock on it (flock) for
 // as long as the name is needed; the kernel drops the lock when the process dies, however it dies. A name
-// without a lock is therefore what a killed process left behind.
+// without a lock is therefore what a killed process left behind. Inboxes (file_inbox.h) have such names, too.
 namespace isotherm::exchange {
 
+// A name for something in a shared-memory directory that nobody can guess.
+std::string MakeRegionName();
 // Whether a name, which comes from the peer, is one of ours and leads nowhere else.
 bool IsRegionName(const std::string& name);
 

@@ -1,8 +1,10 @@
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/exchange/channel.h"
+#include "common/exchange/file_inbox.h"
 #include "common/exchange/inline_server.h"
 #include "common/exchange/negotiate.h"
 #include "common/exchange/region.h"
@@ -32,6 +34,12 @@ absl::StatusOr<std::unique_ptr<Region>> MakeRegion(const worker::v1::ExchangeOpe
   return nullptr;
 }
 
+// The GPU worker can do without them.
+void SendBundles(const BundleFile& bundles, const std::string& directory, const std::string& inbox) {
+  const absl::Status sent = SendFile(bundles.fd, directory, inbox);
+  if (!sent.ok()) spdlog::info("the neurons cannot be shared: {}", std::string(sent.message()));
+}
+
 }  // namespace
 
 absl::Status ServeExchange(grpc::ServerContext* context, ServerStream* stream, const ServerOptions& options,
@@ -46,6 +54,9 @@ absl::Status ServeExchange(grpc::ServerContext* context, ServerStream* stream, c
   ISOTHERM_ASSIGN_OR_RETURN(std::unique_ptr<Region> region, MakeRegion(request.open(), geometry, options));
 
   const bool is_inline = region == nullptr;
+  if (!is_inline && accepted.bundles.has_value()) {
+    SendBundles(*accepted.bundles, options.shm_directory, request.open().file_inbox());
+  }
   if (is_inline) ISOTHERM_RETURN_IF_ERROR(CheckInlineFits(geometry, options.max_message_bytes));
   Session session(is_inline ? geometry : geometry.OfRegion(), std::move(accepted), policy, executor);
   const absl::Status status = is_inline

@@ -3,14 +3,12 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
-#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/base/unique_fd.h"
+#include "common/base/status_macros.h"
 
 namespace isotherm::exchange {
 namespace {
@@ -20,19 +18,19 @@ constexpr int64_t kBundleAlignment = 64;
 // Without these another process could cut the file short under the reader.
 constexpr int kNeededSeals = F_SEAL_SHRINK | F_SEAL_GROW;
 
-absl::Status CheckFile(int fd, const worker::v1::SharedBundles& offer, const std::string& path) {
+absl::Status CheckFile(int fd, const worker::v1::SharedBundles& offer) {
   struct stat info;
-  if (fstat(fd, &info) != 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot stat ", path));
+  if (fstat(fd, &info) != 0) return absl::ErrnoToStatus(errno, "cannot stat the CPU worker's memory");
   if (info.st_dev != offer.device() || info.st_ino != offer.inode()) {
-    return absl::FailedPreconditionError(absl::StrCat(path, " is another file than the CPU worker's"));
+    return absl::FailedPreconditionError("what came is another file than the CPU worker's memory");
   }
   const int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0 || (seals & kNeededSeals) != kNeededSeals) {
-    return absl::FailedPreconditionError(absl::StrCat(path, " is not sealed"));
+    return absl::FailedPreconditionError("the CPU worker's memory is not sealed");
   }
   if (offer.bytes() == 0 || static_cast<uint64_t>(info.st_size) != offer.bytes()) {
     return absl::FailedPreconditionError(
-        absl::StrCat(path, " has ", info.st_size, " bytes, announced were ", offer.bytes()));
+        absl::StrCat("the CPU worker's memory has ", info.st_size, " bytes, announced were ", offer.bytes()));
   }
   return absl::OkStatus();
 }
@@ -43,8 +41,6 @@ absl::StatusOr<worker::v1::SharedBundles> OfferBundles(const BundleFile& file) {
   struct stat info;
   if (fstat(file.fd, &info) != 0) return absl::ErrnoToStatus(errno, "cannot stat the neurons' memory");
   worker::v1::SharedBundles offer;
-  offer.set_process_id(static_cast<uint32_t>(getpid()));
-  offer.set_file_descriptor(static_cast<uint32_t>(file.fd));
   offer.set_device(info.st_dev);
   offer.set_inode(info.st_ino);
   offer.set_bytes(static_cast<uint64_t>(file.bytes));
@@ -52,18 +48,16 @@ absl::StatusOr<worker::v1::SharedBundles> OfferBundles(const BundleFile& file) {
   return offer;
 }
 
-absl::StatusOr<std::unique_ptr<SharedBundles>> SharedBundles::Map(const worker::v1::SharedBundles& offer,
+absl::StatusOr<std::unique_ptr<SharedBundles>> SharedBundles::Map(int file,
+                                                                  const worker::v1::SharedBundles& offer,
                                                                   int64_t layers) {
   if (offer.layer_offsets_size() != layers) {
     return absl::FailedPreconditionError(absl::StrCat("the CPU worker shares ", offer.layer_offsets_size(),
                                                       " layers, the model has ", layers));
   }
-  const std::string path = absl::StrCat("/proc/", offer.process_id(), "/fd/", offer.file_descriptor());
-  const base::UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
-  if (!fd.valid()) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
-  if (absl::Status status = CheckFile(fd.get(), offer, path); !status.ok()) return status;
-  void* const data = mmap(nullptr, offer.bytes(), PROT_READ, MAP_SHARED, fd.get(), 0);
-  if (data == MAP_FAILED) return absl::ErrnoToStatus(errno, absl::StrCat("cannot map ", path));
+  ISOTHERM_RETURN_IF_ERROR(CheckFile(file, offer));
+  void* const data = mmap(nullptr, offer.bytes(), PROT_READ, MAP_SHARED, file, 0);
+  if (data == MAP_FAILED) return absl::ErrnoToStatus(errno, "cannot map the CPU worker's memory");
   return std::unique_ptr<SharedBundles>(
       new SharedBundles(static_cast<const uint8_t*>(data), static_cast<int64_t>(offer.bytes()),
                         {offer.layer_offsets().begin(), offer.layer_offsets().end()}));

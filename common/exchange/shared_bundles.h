@@ -26,10 +26,9 @@ absl::StatusOr<worker::v1::SharedBundles> OfferBundles(const BundleFile& file);
 // On the client: a read-only mapping, which outlives the server.
 class SharedBundles {
  public:
-  // What the peer offers is checked: FailedPrecondition unless it is this very file (by device and inode),
-  // sealed and as long as announced. A peer in another container cannot be reached: NotFound or
-  // PermissionDenied.
-  static absl::StatusOr<std::unique_ptr<SharedBundles>> Map(const worker::v1::SharedBundles& offer,
+  // `file` is what came for the offer. FailedPrecondition unless it is the very file offered (by device and
+  // inode), sealed and as long as announced.
+  static absl::StatusOr<std::unique_ptr<SharedBundles>> Map(int file, const worker::v1::SharedBundles& offer,
                                                             int64_t layers);
   ~SharedBundles();
   SharedBundles(const SharedBundles&) = delete;

@@ -61,7 +61,7 @@ TEST(CheckOpenTest, NamesBothValues) {
     std::function<void(worker::v1::ExchangeOpen*)> spoil;
   };
   const Case cases[] = {
-      {"protocol version differs: the GPU worker has 2, this CPU worker 4",
+      {"protocol version differs: the GPU worker has 2, this CPU worker 5",
        [](auto* o) { o->set_protocol_version(2); }},
       {"region layout version differs: the GPU worker has 9, this CPU worker 2",
        [](auto* o) { o->set_region_layout_version(9); }},

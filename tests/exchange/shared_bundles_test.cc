@@ -7,8 +7,11 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <string>
+#include <vector>
 
 #include "common/base/unique_fd.h"
+#include "tests/exchange/harness.h"
 
 namespace isotherm::exchange {
 namespace {
@@ -34,7 +37,7 @@ class SharedBundlesTest : public ::testing::Test {
 
 TEST_F(SharedBundlesTest, ShowsWhatThePeerHas) {
   Seal();
-  const auto bundles = SharedBundles::Map(Offer(), 2);
+  const auto bundles = SharedBundles::Map(file_.get(), Offer(), 2);
   ASSERT_TRUE(bundles.ok()) << bundles.status();
   EXPECT_EQ((*bundles)->bytes(), kBytes);
   EXPECT_EQ((*bundles)->Layer(0, kBytes), (*bundles)->data());
@@ -43,7 +46,7 @@ TEST_F(SharedBundlesTest, ShowsWhatThePeerHas) {
 }
 
 TEST_F(SharedBundlesTest, RefusesAFileThatCouldShrink) {
-  const auto bundles = SharedBundles::Map(Offer(), 2);
+  const auto bundles = SharedBundles::Map(file_.get(), Offer(), 2);
   EXPECT_EQ(bundles.status().code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(bundles.status().message()), HasSubstr("not sealed"));
 }
@@ -58,11 +61,10 @@ TEST_F(SharedBundlesTest, RefusesWhatIsNotTheOfferedFile) {
        {Case{"another file", [](auto& offer) { offer.set_inode(offer.inode() + 1); }},
         Case{"another file", [](auto& offer) { offer.set_device(offer.device() + 1); }},
         Case{"announced were", [](auto& offer) { offer.set_bytes(kBytes - 4096); }},
-        Case{"cannot open", [](auto& offer) { offer.set_file_descriptor(1'000'000); }},
         Case{"shares 1 layers", [](auto& offer) { offer.mutable_layer_offsets()->Truncate(1); }}}) {
     worker::v1::SharedBundles offer = Offer();
     c.spoil(offer);
-    const auto bundles = SharedBundles::Map(offer, 2);
+    const auto bundles = SharedBundles::Map(file_.get(), offer, 2);
     ASSERT_FALSE(bundles.ok()) << c.message;
     EXPECT_THAT(std::string(bundles.status().message()), HasSubstr(c.message));
   }
@@ -73,9 +75,29 @@ TEST_F(SharedBundlesTest, LayersOutsideTheFileAreNoLayers) {
   for (const int64_t offset : {int64_t{-64}, int64_t{32}, kBytes, kBytes + 64, INT64_MAX - 63}) {
     worker::v1::SharedBundles offer = Offer();
     offer.set_layer_offsets(1, offset);
-    const auto bundles = SharedBundles::Map(offer, 2);
+    const auto bundles = SharedBundles::Map(file_.get(), offer, 2);
     ASSERT_TRUE(bundles.ok()) << bundles.status();
     EXPECT_EQ((*bundles)->Layer(1, 64), nullptr) << offset;
+  }
+}
+
+TEST_F(SharedBundlesTest, ComeWithAnExchangeOverSharedMemory) {
+  Seal();
+  const TempDirectory directory("/dev/shm");
+  const std::string socket = directory.path() + "/socket";
+  const Geometry geometry = SmallGeometry();
+  ServerPolicy policy = PolicyFor(geometry);
+  policy.bundles = {file_.get(), kBytes, std::vector<int64_t>(geometry.layers, 4096)};
+  FakeExecutor executor(geometry);
+  const TestServer server(socket, {.shm_directory = directory.path()}, policy, &executor);
+  const auto stub = MakeStub(socket);
+  for (const Transport transport : {Transport::kSharedMemory, Transport::kInline}) {
+    const auto channel = Connect(stub.get(), ClientFor(geometry, transport, directory.path()));
+    ASSERT_TRUE(channel.ok()) << channel.status();
+    const SharedBundles* const bundles = (*channel)->bundles();
+    ASSERT_EQ(bundles != nullptr, transport == Transport::kSharedMemory);
+    if (bundles == nullptr) continue;
+    EXPECT_EQ(std::memcmp(bundles->Layer(0, 4096), "neurons", 7), 0);
   }
 }
 

@@ -32,7 +32,7 @@ class Bundles {
     munmap(data, bytes);
     EXPECT_EQ(fcntl(file_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE), 0);
     auto mapped = exchange::SharedBundles::Map(
-        *exchange::OfferBundles({file_.get(), bytes, {0, kFfn * kBundleBytes}}), kLayers);
+        file_.get(), *exchange::OfferBundles({file_.get(), bytes, {0, kFfn * kBundleBytes}}), kLayers);
     EXPECT_TRUE(mapped.ok()) << mapped.status();
     shared = *std::move(mapped);
   }
