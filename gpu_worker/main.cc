@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iostream>
 #include <latch>
 #include <memory>
 #include <optional>
@@ -41,6 +42,8 @@ ABSL_FLAG(bool, attention_offload, false,
 ABSL_FLAG(double, vram_budget, 0,
           "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
           "neurons. 0: all neurons are hot.");
+ABSL_FLAG(bool, plan_only, false,
+          "Check that the model fits, print what would be hot and what the memory would go to, and exit.");
 ABSL_FLAG(
     bool, time_operators, false,
     "Device cuda: time the operators of decode steps, one after another, and log the times at the end.");
@@ -350,6 +353,12 @@ absl::Status Run() {
   ISOTHERM_ASSIGN_OR_RETURN(const rpc::ServerOptions server_options, ServerOptionsFromFlags());
   ISOTHERM_ASSIGN_OR_RETURN(const std::vector<int> device_numbers, DeviceNumbersFromFlag());
   const int threads = absl::GetFlag(FLAGS_threads) > 0 ? absl::GetFlag(FLAGS_threads) : base::PhysicalCores();
+  if (absl::GetFlag(FLAGS_plan_only)) {
+    ISOTHERM_ASSIGN_OR_RETURN(EngineDevices devices, MakeDevices(device_numbers, threads));
+    ISOTHERM_ASSIGN_OR_RETURN(const std::string plan, Engine::DescribePlan(options, std::move(devices)));
+    std::cout << plan << std::endl;
+    return absl::OkStatus();
+  }
 
   // The server is made before the model is loaded, so that health and metrics answer meanwhile; the service
   // needs the server to report health to and the server needs the service to serve, hence the indirection.
@@ -400,6 +409,8 @@ int main(int argc, char** argv) {
       .examples =
           "gpu_worker --model=models/tales/tales-q8_0.gguf\n"
           "    # everything hot; no CPU worker is needed\n"
+          "gpu_worker --model=m.gguf --vram-budget=4 --plan-only\n"
+          "    # what 4 GiB would hold\n"
           "gpu_worker --model=m.gguf --vram-budget=4 --cpu-worker=127.0.0.1:7072\n"
           "    # hot neurons in 4 GiB, the rest on the CPU worker\n"
           "gpu_worker --model=m.gguf --vram-budget=4 --cpu-worker=127.0.0.1:7072,10.0.0.2:7072\n"
@@ -408,9 +419,9 @@ int main(int argc, char** argv) {
           {"Model", {"model", "ctx", "kv_tokens", "kv_type", "predictor", "predictor_threshold_shift"}},
           {"Placement", {"profile", "profile_dir", "save_profile", "placement", "adapt", "adapt_interval"}},
           {"Device",
-           {"device", "devices", "vram_budget", "attention_offload", "threads", "max_prefill_rows",
-            "max_decode_rows", "micro_batches", "stream_rows", "bus_share", "look_ahead", "spin_us",
-            "time_operators", "inject_device_fault"}},
+           {"device", "devices", "vram_budget", "plan_only", "attention_offload", "threads",
+            "max_prefill_rows", "max_decode_rows", "micro_batches", "stream_rows", "bus_share", "look_ahead",
+            "spin_us", "time_operators", "inject_device_fault"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",
             "exchange_timeout", "shm_directory"}},

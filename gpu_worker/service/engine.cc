@@ -126,10 +126,15 @@ const char* NameTransport(const exchange::Channel* channel) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Load(EngineOptions options, EngineDevices devices) {
-  if (const char* reason = kernels::UnsupportedCpuReason()) return absl::FailedPreconditionError(reason);
   std::unique_ptr<Engine> engine(new Engine());
   ISOTHERM_RETURN_IF_ERROR(engine->LoadModel(std::move(options), std::move(devices)));
   return engine;
+}
+
+absl::StatusOr<std::string> Engine::DescribePlan(const EngineOptions& options, EngineDevices devices) {
+  Engine engine;
+  ISOTHERM_RETURN_IF_ERROR(engine.OpenAndPlan(options, std::move(devices)));
+  return engine.plan_.ToString(*engine.model_);
 }
 
 // The adapter uses everything, and the devices let go of the channel's memory before the channel goes.
@@ -138,14 +143,19 @@ Engine::~Engine() {
   for (const std::unique_ptr<Device>& device : devices_) device->SetChannel(nullptr, 0);
 }
 
-absl::Status Engine::LoadModel(EngineOptions options, EngineDevices devices) {
+absl::Status Engine::OpenAndPlan(const EngineOptions& options, EngineDevices devices) {
+  if (const char* reason = kernels::UnsupportedCpuReason()) return absl::FailedPreconditionError(reason);
   ISOTHERM_ASSIGN_OR_RETURN(model_, model::Model::Open(options.model_path));
-  const model::Hyperparameters& h = model_->hyperparameters();
   ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
   ISOTHERM_ASSIGN_OR_RETURN(profile_, ChooseProfile(options.profile, *model_));
   LogProfile(profile_, *model_);
-  ISOTHERM_RETURN_IF_ERROR(Plan(options, std::move(devices)));
+  return Plan(options, std::move(devices));
+}
 
+absl::Status Engine::LoadModel(EngineOptions options, EngineDevices devices) {
+  ISOTHERM_RETURN_IF_ERROR(OpenAndPlan(options, std::move(devices)));
+  spdlog::info("{}", plan_.ToString(*model_));
+  const model::Hyperparameters& h = model_->hyperparameters();
   base::MutexLock lock(&mutex_);
   if (const absl::Status loaded = LoadWeights(options); !loaded.ok()) {
     return DescribeLoadFailure(loaded, *model_);
@@ -190,7 +200,6 @@ absl::Status Engine::Plan(const EngineOptions& options, EngineDevices devices) {
   for (const std::unique_ptr<Device>& device : devices.devices) on.devices.push_back(traits(*device));
   if (devices.offload_to != nullptr) on.offload_to = traits(*devices.offload_to);
   ISOTHERM_ASSIGN_OR_RETURN(plan_, PlanMemory(*model_, runner_options_, source, on));
-  spdlog::info("{}", plan_.ToString(*model_));
   if (plan_.stages.front().offloaded) devices_.push_back(std::move(devices.offload_to));
   std::move(devices.devices.begin(), devices.devices.end(), std::back_inserter(devices_));
   for (size_t i = 0; i < devices_.size(); ++i) {

@@ -62,6 +62,9 @@ class Engine {
   // Checks memory, plans, loads and reports progress in the log.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(EngineOptions options, EngineDevices devices);
 
+  // What Load would put where, checked in the same way, for people; loads nothing.
+  static absl::StatusOr<std::string> DescribePlan(const EngineOptions& options, EngineDevices devices);
+
   // The loss of a CPU worker whose part others can take is not an error. Errors of lost CPU workers are
   // Unavailable; the same step may be sent again.
   absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request);
@@ -89,6 +92,8 @@ class Engine {
  private:
   Engine() = default;
   absl::Status LoadModel(EngineOptions options, EngineDevices devices);
+  // All that comes before loading.
+  absl::Status OpenAndPlan(const EngineOptions& options, EngineDevices devices);
   // Fills plan_ in, and devices_ in the order of its stages.
   absl::Status Plan(const EngineOptions& options, EngineDevices devices);
   absl::Status LoadWeights(const EngineOptions& options) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

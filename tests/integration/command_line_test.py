@@ -70,6 +70,19 @@ class BadStartTest(unittest.TestCase):
                             self.assertEqual(1, result.returncode, result.stderr)
                             self.assertIn(port, last_line(result))
 
+    def test_a_plan_alone_is_printed_and_checked(self):
+        flags = (f"--model={suite.MODEL}", "--threads=2", "--max-prefill-rows=128", "--plan-only")
+        all_hot = self.run_server("gpu_worker", *flags)
+        self.assertEqual(0, all_hot.returncode, all_hot.stderr)
+        self.assertIn("100.0 % of neurons hot", all_hot.stdout)
+        some = self.run_server("gpu_worker", *flags, "--kv-tokens=2048", "--vram-budget=0.036")
+        self.assertEqual(0, some.returncode, some.stderr)
+        share = re.search(r"([\d.]+) % of neurons hot", some.stdout)
+        self.assertTrue(share and 0 < float(share[1]) < 100, some.stdout)
+        none = self.run_server("gpu_worker", *flags, "--vram-budget=0.001")
+        self.assertEqual((1, ""), (none.returncode, none.stdout))
+        self.assertIn("GiB", last_line(none))
+
     def test_a_budget_too_small_names_the_least_that_does(self):
         # Different sizes, so that rounding would show in one of them.
         for tokens in (1024, 1072, 1120, 1168):

@@ -247,7 +247,8 @@ absl::Status PrintPlacement(const model::Model& model, const std::optional<model
   ISOTHERM_ASSIGN_OR_RETURN(const neuron::Plan plan, neuron::PlanPlacement(input));
 
   out << absl::StreamFormat(
-      "\nWith %s of GPU memory, before the worker's workspace and what its device keeps for itself\n",
+      "\nWith %s of GPU memory, before the worker's workspace and what its device keeps for itself (both are "
+      "in gpu_worker --plan-only)\n",
       FormatBytes(budget_bytes));
   const auto line = [&out](const std::string& name, int64_t part) {
     out << absl::StreamFormat("  %-22s %12s\n", name, FormatBytes(part));
