@@ -3,6 +3,7 @@
 #   gpu.sh bundle ARCHIVE [BUILD]     here: binaries, tests and the shared libraries they need, as a .tar.xz
 #   gpu.sh test FOLDER OUT            there, in a checkout: the device tests, compute-sanitizer over the operators
 #   gpu.sh bench FOLDER OUT MODEL...  there: the demo model's text on both devices, then each MODEL=GiB[:PREDICTOR]
+#   gpu.sh kernels FOLDER OUT         there: GB/s of the decode kernels beside a copy within the device's memory
 #   gpu.sh share FOLDER OUT MODEL     there, GPU or not: share_bench.py
 # FOLDER is where the archive was unpacked; logs, result.json (a line a run) and a table go to OUT. Models of any shape come
 # from isotherm-synthesize (tools/python).
@@ -14,7 +15,7 @@ bundle() {  # ARCHIVE [BUILD]
   local archive=$1 build=${2:-$root/build/cuda} folder file
   folder=$(mktemp -d)
   mkdir "$folder/bin" "$folder/lib"
-  for file in "$build"/bin/{gateway,gpu_worker,cpu_worker,isotherm} "${tests[@]/#/$build/tests/gpu_worker_}"; do
+  for file in "$build"/bin/{gateway,gpu_worker,cpu_worker,isotherm} "${tests[@]/#/$build/tests/gpu_worker_}" "$build/tests/gpu_kernel_bench"; do
     [[ -x $file ]] || file+=_test
     strip -o "$folder/bin/$(basename "$file")" "$file"
   done
@@ -69,6 +70,11 @@ bench() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]...
   done
 }
 
+kernels() {  # FOLDER OUT
+  use "$1"
+  "$1/bin/gpu_kernel_bench" | tee "$2/kernels.txt"
+}
+
 share() {  # FOLDER OUT MODEL
   use "$1"
   "$root/tests/bench/share_bench.py" --bin "$1/bin" --model "$3" | tee "$2/share.txt"
@@ -78,6 +84,7 @@ case ${1-} in
   bundle) bundle "${@:2}" ;;
   test) run_tests "${@:2}" ;;
   bench) bench "${@:2}" ;;
+  kernels) kernels "${@:2}" ;;
   share) share "${@:2}" ;;
   *) sed -n '2,9p' "$0" >&2; exit 2 ;;
 esac
