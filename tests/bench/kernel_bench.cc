@@ -98,6 +98,18 @@ void MatMulOf(benchmark::State& state, WeightType type, int64_t columns, int64_t
   ReportBytes(state, weight.rows * stride);
 }
 
+// The tokens of a prompt, where arithmetic is what takes the time.
+void PromptProductOf(benchmark::State& state, WeightType type, int64_t columns, int64_t tokens) {
+  constexpr int64_t kRows = 2048;
+  const int64_t stride = PackedRowBytes(type, columns);
+  const WeightMatrix weight{Arena(), type, kRows, columns, stride};
+  const std::vector<float> x = Vector(columns * tokens);
+  std::vector<float> y(tokens * kRows);
+  for (auto _ : state) MatMul(Pool(), weight, x.data(), columns, tokens, y.data(), kRows);
+  const auto operations = static_cast<double>(2 * kRows * columns * tokens * state.iterations());
+  state.counters["GFLOP/s"] = benchmark::Counter(operations * 1e-9, benchmark::Counter::kIsRate);
+}
+
 // Single rows scattered over memory, as a sparse layer reads them: every eighth one.
 void SparseDotsOf(benchmark::State& state, WeightType type, int64_t columns) {
   constexpr int64_t kEvery = 8;
@@ -172,6 +184,10 @@ void RegisterAll() {
   for (const WeightType type : kTypes) {
     const std::string name = WeightTypeName(type);
     Register("mat_mul/" + name + "/2048", MatMulOf, type, int64_t{2048}, int64_t{1});
+    for (const int64_t tokens : {32, 128, 512}) {
+      Register("prompt/" + name + "/2048/" + std::to_string(tokens), PromptProductOf, type, int64_t{2048},
+               tokens);
+    }
     Register("mat_mul/" + name + "/5632", MatMulOf, type, int64_t{5632}, int64_t{1});
     Register("mat_mul_of_16/" + name + "/2048", MatMulOf, type, int64_t{2048}, int64_t{16});
     Register("sparse_dot/" + name + "/2048", SparseDotsOf, type, int64_t{2048});
