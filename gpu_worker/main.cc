@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/flags/flag.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -383,11 +384,11 @@ absl::Status Run() {
       },
       absl::GetFlag(FLAGS_shm_directory));
   ModelFileService model_files(options.model_path);
-  absl::StatusOr<std::unique_ptr<rpc::Server>> started =
-      rpc::Server::Start(server_options, {&service, &model_files});
-  if (started.ok()) server = *std::move(started);
-  listening.count_down();
-  if (server == nullptr) return started.status();
+  {
+    // The service's thread waits for it, also where starting throws.
+    const absl::Cleanup tell = [&listening] { listening.count_down(); };
+    ISOTHERM_ASSIGN_OR_RETURN(server, rpc::Server::Start(server_options, {&service, &model_files}));
+  }
   server->SetServing(ModelFileService::kName, true, "");
   spdlog::info("gpu_worker listens on {}, device {} with {} threads", absl::GetFlag(FLAGS_listen),
                absl::GetFlag(FLAGS_device), threads);

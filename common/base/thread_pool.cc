@@ -10,9 +10,11 @@
 #include <atomic>
 #include <chrono>
 #include <climits>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/cpu_relax.h"
 #include "common/base/host.h"
 
@@ -96,12 +98,32 @@ struct ThreadPool::State {
   std::atomic<bool> caller_parked{false};
   alignas(kLine) std::atomic<int64_t> ticket{0};
 
+  // Ends and joins the members.
+  ~State();
+  void Start(int threads);
   void MemberLoop(int member);
   void AwaitGeneration(uint32_t last);
   void AwaitMembers();
   void Publish();
   void PinCaller();
 };
+
+void ThreadPool::State::Start(int threads) {
+  for (int member = 1; member < threads; ++member) {
+    try {
+      members.emplace_back(&State::MemberLoop, this, member);
+    } catch (const std::system_error& error) {
+      throw std::system_error(error.code(),
+                              absl::StrCat("cannot start thread ", member + 1, " of ", threads));
+    }
+  }
+}
+
+ThreadPool::State::~State() {
+  stop = true;
+  Publish();
+  for (std::thread& member : members) member.join();
+}
 
 void ThreadPool::State::AwaitGeneration(uint32_t last) {
   const auto advanced = [&] { return generation.load(std::memory_order_acquire) != last; };
@@ -143,16 +165,10 @@ void ThreadPool::State::PinCaller() {
 ThreadPool::ThreadPool(const Options& options) : state_(std::make_unique<State>()) {
   state_->spin_us = options.spin_us;
   if (options.pin) state_->cpus = AllowedCpus();
-  for (int member = 1; member < options.threads; ++member) {
-    state_->members.emplace_back(&State::MemberLoop, state_.get(), member);
-  }
+  state_->Start(options.threads);
 }
 
-ThreadPool::~ThreadPool() {
-  state_->stop = true;
-  state_->Publish();
-  for (std::thread& member : state_->members) member.join();
-}
+ThreadPool::~ThreadPool() = default;
 
 int ThreadPool::SharedSpinMicroseconds() {
   constexpr int kFewCores = 4;

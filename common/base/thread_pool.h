@@ -26,6 +26,7 @@ class ThreadPool {
     bool pin = false;
   };
 
+  // Throws std::system_error where the system refuses a thread, with those before it ended.
   explicit ThreadPool(const Options& options);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -35,14 +35,16 @@ class NeuronService::StreamLease {
   static absl::StatusOr<std::unique_ptr<StreamLease>> Take(NeuronService* service,
                                                            grpc::ServerContext* context) {
     base::MutexLock lock(&service->mutex_);
-    const auto none_open = +[](grpc::ServerContext** open) { return *open == nullptr; };
-    if (!service->mutex_.AwaitWithTimeout(absl::Condition(none_open, &service->open_stream_),
-                                          kTakeOverPatience)) {
+    service->mutex_.AwaitWithTimeout(absl::Condition(service, &NeuronService::StreamIsDecided),
+                                     kTakeOverPatience);
+    // Whoever waits while the worker drains comes after the stream that Drain ends.
+    if (service->executor_ == nullptr) return absl::UnavailableError(service->not_ready_cause_);
+    if (service->open_stream_ != nullptr) {
       return absl::UnavailableError(
           absl::StrCat("busy: the GPU worker at ", service->open_stream_->peer(), " has an exchange open"));
     }
     service->open_stream_ = context;
-    return std::unique_ptr<StreamLease>(new StreamLease(service));
+    return std::unique_ptr<StreamLease>(new StreamLease(service, service->executor_));
   }
   ~StreamLease() {
     base::MutexLock lock(&service_->mutex_);
@@ -51,9 +53,12 @@ class NeuronService::StreamLease {
   StreamLease(const StreamLease&) = delete;
   StreamLease& operator=(const StreamLease&) = delete;
 
+  NeuronExecutor* executor() const { return executor_; }
+
  private:
-  explicit StreamLease(NeuronService* service) : service_(service) {}
+  StreamLease(NeuronService* service, NeuronExecutor* executor) : service_(service), executor_(executor) {}
   NeuronService* const service_;
+  NeuronExecutor* const executor_;
 };
 
 NeuronService::NeuronService(const ServedModel& model, const exchange::ServerOptions& options)
@@ -61,6 +66,7 @@ NeuronService::NeuronService(const ServedModel& model, const exchange::ServerOpt
 
 void NeuronService::SetNotReady(const std::string& cause) {
   base::MutexLock lock(&mutex_);
+  if (draining_) return;
   executor_ = nullptr;
   not_ready_cause_ = cause;
 }
@@ -68,6 +74,7 @@ void NeuronService::SetNotReady(const std::string& cause) {
 void NeuronService::SetReady(NeuronExecutor* executor, double read_bandwidth,
                              std::optional<exchange::BundleFile> bundles) {
   base::MutexLock lock(&mutex_);
+  if (draining_) return;
   executor_ = executor;
   bundles_ = std::move(bundles);
   read_bandwidth_ = read_bandwidth;
@@ -78,6 +85,7 @@ void NeuronService::Drain() {
   NeuronExecutor* executor;
   {
     base::MutexLock lock(&mutex_);
+    draining_ = true;
     executor = std::exchange(executor_, nullptr);
     not_ready_cause_ = "draining";
   }
@@ -154,17 +162,11 @@ grpc::Status NeuronService::Exchange(
     grpc::ServerContext* context,
     grpc::ServerReaderWriter<worker::v1::ExchangeResponse, worker::v1::ExchangeRequest>* stream) {
   return rpc::Handle("NeuronService/Exchange", context, [&]() -> absl::Status {
-    NeuronExecutor* executor;
-    {
-      base::MutexLock lock(&mutex_);
-      if (executor_ == nullptr) return absl::UnavailableError(not_ready_cause_);
-      executor = executor_;
-    }
     ISOTHERM_ASSIGN_OR_RETURN(const std::unique_ptr<StreamLease> lease, StreamLease::Take(this, context));
-    executor->ClearFirings();
+    lease->executor()->ClearFirings();
     spdlog::info("exchange opened by {}", context->peer());
     const absl::Status status = exchange::ServeExchange(
-        context, stream, options_, [this] { return Policy(); }, executor);
+        context, stream, options_, [this] { return Policy(); }, lease->executor());
     spdlog::info("exchange with {} ended: {}", context->peer(),
                  status.ok() ? "closed" : std::string(status.message()));
     return status;

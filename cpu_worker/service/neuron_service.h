@@ -37,7 +37,7 @@ class NeuronService final : public worker::v1::NeuronService::Service {
   NeuronService(const ServedModel& model, const exchange::ServerOptions& options);
 
   // Until SetReady, Exchange is refused as Unavailable with the cause. The executor and the bundles' file
-  // outlive the service's calls.
+  // outlive the service's calls. After Drain neither changes anything.
   void SetNotReady(const std::string& cause);
   void SetReady(NeuronExecutor* executor, double read_bandwidth, std::optional<exchange::BundleFile> bundles);
   // Ends the open Exchange stream after the step in progress, or after a while; no other opens.
@@ -60,6 +60,10 @@ class NeuronService final : public worker::v1::NeuronService::Service {
  private:
   class StreamLease;
 
+  // A stream may open now, or none will.
+  bool StreamIsDecided() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return open_stream_ == nullptr || executor_ == nullptr;
+  }
   absl::Status CheckModel(const std::string& digest) const;
   absl::StatusOr<exchange::ServerPolicy> Policy() const;
 
@@ -68,7 +72,8 @@ class NeuronService final : public worker::v1::NeuronService::Service {
   const std::string instance_id_;
 
   mutable base::Mutex mutex_;
-  NeuronExecutor* executor_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  NeuronExecutor* executor_ ABSL_GUARDED_BY(mutex_) = nullptr;  // null: not ready
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::string not_ready_cause_ ABSL_GUARDED_BY(mutex_) = "starting";
   double read_bandwidth_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<exchange::BundleFile> bundles_ ABSL_GUARDED_BY(mutex_);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <future>
 #include <numeric>
 #include <random>
 #include <string>
@@ -14,6 +15,7 @@
 #include "common/kernels/tolerance.h"
 #include "common/neuron/mask.h"
 #include "common/observe/metrics.h"
+#include "common/rpc/call.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/status.h"
 #include "tests/cpu_worker/harness.h"
@@ -349,6 +351,24 @@ TEST(WorkerTest, DrainEndsAnIdleExchangeAtOnce) {
   const absl::Time start = absl::Now();
   EXPECT_TRUE(running.Stop().ok());
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+}
+
+TEST(WorkerTest, DrainRefusesWhoWaitsForTheExchange) {
+  RunningWorker running({});
+  running.AwaitReady();
+  const neuron::Placement placement = ThirdHot(running.model().hyperparameters());
+  ASSERT_TRUE(running.Apply(running.PlacementRequest(placement)).ok());
+  const exchange::ClientOptions options = running.ClientFor(placement, Transport::kAuto);
+  const auto first = exchange::Connect(&running.stub(), options);
+  ASSERT_TRUE(first.ok()) << first.status();
+  auto second = std::async(std::launch::async, [&] { return exchange::Connect(&running.stub(), options); });
+  const absl::Time start = absl::Now();
+  while (rpc::RunningCalls() < 2 && absl::Now() - start < absl::Seconds(1)) {
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_TRUE(running.Stop().ok());
+  EXPECT_LT(absl::Now() - start, absl::Seconds(10)) << "an exchange opened that nobody ended";
+  EXPECT_EQ(second.get().status().code(), absl::StatusCode::kUnavailable);
 }
 
 // The service alone, before a model is there.

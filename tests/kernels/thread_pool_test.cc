@@ -3,12 +3,18 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
+#include <fstream>
 #include <memory>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "absl/base/config.h"
 
 namespace isotherm::base {
 namespace {
@@ -120,6 +126,33 @@ TEST(ThreadPool, EndsAtOnceWhetherUsedOrNot) {
     ThreadPool pool(Threads(1 + i % 4, i % 2 * 100));
     if (i % 3 == 0) pool.Run([](int) {});
   }
+}
+
+// Leaves this process so many bytes of address space more.
+void LimitAddressSpace(int64_t more) {
+  int64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const auto bytes = static_cast<rlim_t>(pages * sysconf(_SC_PAGESIZE) + more);
+  const rlimit limit{bytes, bytes};
+  setrlimit(RLIMIT_AS, &limit);
+}
+
+TEST(ThreadPoolDeathTest, EndsTheThreadsBeforeTheOneThatTheSystemRefuses) {
+#if defined(ABSL_HAVE_ADDRESS_SANITIZER) || defined(ABSL_HAVE_THREAD_SANITIZER)
+  GTEST_SKIP() << "sanitizers need more address space than any limit leaves";
+#endif
+  EXPECT_EXIT(
+      {
+        LimitAddressSpace(int64_t{256} << 20);
+        try {
+          ThreadPool pool(Threads(4096));
+        } catch (const std::system_error& error) {
+          std::fputs(error.what(), stderr);
+          _exit(0);
+        }
+        _exit(1);
+      },
+      ::testing::ExitedWithCode(0), "cannot start thread [0-9]+ of 4096: ");
 }
 
 TEST(ThreadPool, PinsMembersToTheProcessesCpus) {
