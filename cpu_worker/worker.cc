@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/base/guarded.h"
 #include "common/base/status_macros.h"
 #include "common/kernels/row_kernels.h"
 #include "common/neuron/bandwidth.h"
@@ -68,7 +69,7 @@ void Worker::LoadThenServe() {
   const std::string cause = "loading model";
   service_.SetNotReady(cause);
   server_->SetServing(NeuronService::kName, false, cause);
-  load_status_ = Load();
+  load_status_ = base::Guarded(cause.c_str(), [this] { return Load(); });
   if (load_status_.ok()) return;
   const std::string failure = "loading failed: " + std::string(load_status_.message());
   service_.SetNotReady(failure);

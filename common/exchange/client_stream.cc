@@ -23,8 +23,10 @@ std::chrono::nanoseconds Bounded(absl::Duration timeout) {
 ClientStream::ClientStream(worker::v1::NeuronService::Stub* stub)
     : stream_(stub->PrepareAsyncExchange(&context_, &queue_)) {
   pending_ = 1;
-  stream_->StartCall(Tag(kStarted));
+  // First: where the system refuses a thread, nothing has begun that would need an end.
   thread_ = std::thread(&ClientStream::Run, this);
+  std::lock_guard<std::mutex> lock(mutex_);
+  stream_->StartCall(Tag(kStarted));
 }
 
 ClientStream::~ClientStream() {

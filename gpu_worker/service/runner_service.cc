@@ -1,12 +1,11 @@
 #include "gpu_worker/service/runner_service.h"
 
 #include <algorithm>
-#include <exception>
-#include <new>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/guarded.h"
 #include "common/base/random_id.h"
 #include "common/base/status_macros.h"
 #include "common/exchange/logits_region.h"
@@ -37,17 +36,6 @@ int64_t LogitRows(const v1::StepRequest& request) {
   return std::count_if(request.slices().begin(), request.slices().end(), [](const v1::SequenceSlice& slice) {
     return slice.output() == v1::STEP_OUTPUT_LAST_LOGITS;
   });
-}
-
-absl::StatusOr<std::unique_ptr<Engine>> LoadGuarded(const RunnerService::Loader& loader,
-                                                    const std::function<bool()>& cancelled) {
-  try {
-    return loader(cancelled);
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError("out of memory while loading the model");
-  } catch (const std::exception& exception) {
-    return absl::InternalError(absl::StrCat("loading the model: ", exception.what()));
-  }
 }
 
 // Null where logits have to travel in messages, for the reason that is logged.
@@ -101,7 +89,8 @@ RunnerService::~RunnerService() {
 void RunnerService::LoadAndWatch(const Loader& loader,
                                  const std::function<void(const absl::Status&)>& on_failure) {
   health_(false, cause());
-  absl::StatusOr<std::unique_ptr<Engine>> loaded = LoadGuarded(loader, [this] { return stopping(); });
+  absl::StatusOr<std::unique_ptr<Engine>> loaded =
+      base::Guarded("loading the model", [&] { return loader([this] { return stopping(); }); });
   if (!loaded.ok()) {
     SetCause(std::string(loaded.status().message()));
     on_failure(loaded.status());
@@ -113,7 +102,9 @@ void RunnerService::LoadAndWatch(const Loader& loader,
     engine_ = engine;
   }
   while (true) {
-    SetCause(std::string(engine->EnsureReady().message()));
+    const absl::Status ready =
+        base::Guarded("connecting to the CPU workers", [&] { return engine->EnsureReady(); });
+    SetCause(std::string(ready.message()));
     if (const absl::Status lost = engine->DeviceHealth(); !lost.ok()) {
       on_failure(lost);
       return;
