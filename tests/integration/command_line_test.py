@@ -97,6 +97,20 @@ class BadStartTest(unittest.TestCase):
                     self.assertLess(running.model().hot_share, 0.1)
 
 
+class DoctorTest(unittest.TestCase):
+    def test_ports_and_shared_memory_are_looked_at(self):
+        with socket.socket() as taken, tempfile.TemporaryDirectory(dir="/dev/shm") as shared:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            result = process.run("isotherm", "doctor", f"--ports={port}", f"--shm-directory={shared}")
+            self.assertRegex(result.stdout, rf"note  port {port} .*in use")
+        result = process.run("isotherm", "doctor", "--ports=ssh,65536", f"--shm-directory={shared}")
+        self.assertEqual(1, result.returncode)
+        self.assertEqual(3, result.stdout.count("BAD "), result.stdout)
+        self.assertIn("3 problems", last_line(result))
+
+
 class EndTest(unittest.TestCase):
     def test_the_gateway_drains_a_running_stream(self):
         with cluster.Cluster(gpu_worker=cluster.COLD) as running:

@@ -1,23 +1,23 @@
-#include <netinet/in.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
 #include <memory>
-#include <thread>
+#include <system_error>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+#include "common/base/file.h"
 #include "common/base/host.h"
+#include "common/base/listen.h"
 #include "common/base/thread_pool.h"
-#include "common/base/unique_fd.h"
 #include "common/kernels/row_kernels.h"
 #include "common/neuron/bandwidth.h"
 #include "tools/cli/commands.h"
@@ -31,8 +31,9 @@ namespace isotherm::cli {
 namespace {
 
 constexpr double kGiB = 1024.0 * 1024 * 1024;
-// A region for 256 rows of a model with hidden size 8192: about 4 slots of 16 MiB.
-constexpr int64_t kComfortableShm = int64_t{64} << 20;
+// Two slots for 512 rows of a model with hidden size 8192 and FFN 28672 are 68 MiB, logits of 64 rows and 128
+// thousand tokens 31 MiB.
+constexpr int64_t kComfortableShm = int64_t{100} << 20;
 
 // One line for each finding; `problems` counts those that would keep Isotherm from working.
 class Report {
@@ -112,27 +113,35 @@ void CheckLockedMemory(Report& report) {
 }
 
 void CheckPort(Report& report, const std::string& port) {
-  const int number = std::atoi(port.c_str());
-  base::UniqueFd socket_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(number));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  if (number <= 0 || number > 65535) return report.Bad("port " + port, "not a port number");
-  if (bind(socket_fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
-    return report.Good("port " + port, "free");
-  }
+  const absl::Status free = base::CheckCanListen("127.0.0.1:" + port);
+  if (free.ok()) return report.Good("port " + port, "free");
+  if (absl::IsInvalidArgument(free)) return report.Bad("port " + port, "not a port number");
   report.Note("port " + port,
-              absl::StrCat("not free (", std::strerror(errno), "): a running Isotherm, or something else"));
+              absl::StrCat(std::string(free.message()), "; a running Isotherm, or something else"));
+}
+
+// As the NVIDIA driver names them.
+std::vector<std::string> GpuModels() {
+  std::vector<std::string> models;
+  std::error_code none;
+  for (const auto& gpu : std::filesystem::directory_iterator("/proc/driver/nvidia/gpus", none)) {
+    const absl::StatusOr<std::string> facts = base::ReadSmallFile(gpu.path() / "information");
+    if (!facts.ok()) continue;
+    for (absl::string_view line : absl::StrSplit(*facts, '\n')) {
+      if (absl::ConsumePrefix(&line, "Model:")) models.emplace_back(absl::StripAsciiWhitespace(line));
+    }
+  }
+  return models;
 }
 
 void CheckGpu(Report& report) {
-  std::error_code ignored;
-  if (std::filesystem::exists("/proc/driver/nvidia/version", ignored)) {
-    report.Note("GPU", "an NVIDIA driver is loaded; this build runs device host");
-  } else {
-    report.Note("GPU", "no NVIDIA driver: gpu_worker runs device host on the CPU");
+  const std::vector<std::string> models = GpuModels();
+  if (models.empty()) {
+    return report.Note("GPU", "none with an NVIDIA driver: gpu_worker runs --device=host on the CPU");
   }
+  report.Good("GPU",
+              absl::StrCat(absl::StrJoin(models, ", "),
+                           ": for gpu_worker --device=cuda, if it was built where the CUDA toolkit is"));
 }
 
 absl::Status Run(const std::vector<std::string>&) {
@@ -146,7 +155,8 @@ absl::Status Run(const std::vector<std::string>&) {
   CheckGpu(report);
   std::cout << std::flush;
   if (report.problems() == 0) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(report.problems(), " problems found, marked BAD above"));
+  return absl::FailedPreconditionError(absl::StrCat(
+      report.problems(), report.problems() == 1 ? " problem" : " problems", " found, marked BAD above"));
 }
 
 }  // namespace
