@@ -25,7 +25,7 @@ class SequenceLog {
   void Tell(exchange::Channel& channel, int64_t opening);
   // The step has run, or failed.
   void Count(const worker::v1::StepRequest& request, const absl::StatusOr<worker::v1::StepSuccess>& success);
-  // The gateway's stream is gone. What it had begun may go on over another one, which brings the traces again.
+  // The gateway's stream is gone. What it had begun may go on over another one, which brings traces again.
   void EndAll();
 
  private:

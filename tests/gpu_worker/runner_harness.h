@@ -21,7 +21,7 @@ struct HarnessOptions {
   int threads = 1;
   float threshold_shift = 0;
   std::optional<neuron::Placement> placement;  // absent: every neuron hot
-  int64_t micro_batches = 1;  // MicroBatchPolicy's `fixed`
+  int64_t micro_batches = 1;                   // MicroBatchPolicy's `fixed`
   // How many layers each of several devices holds; empty: one device holds all.
   std::vector<int64_t> division;
   // Null: MakeTestDevice.
