@@ -22,10 +22,11 @@ constexpr uint32_t kMostKvBlocks = 1 << 24;
 }  // namespace
 
 WorkerLink::WorkerLink(WorkerLinkOptions options, std::unique_ptr<WorkerClient> client)
-    : options_(std::move(options)), client_(std::move(client)), backoff_(kFirstBackoff) {
-  Lose(absl::UnavailableError("not connected to the GPU worker yet"));
-  next_attempt_ = absl::InfinitePast();
-}
+    : options_(std::move(options)),
+      client_(std::move(client)),
+      cause_(absl::UnavailableError("not connected to the GPU worker yet")),
+      lost_since_(absl::Now()),
+      backoff_(kFirstBackoff) {}
 
 bool WorkerLink::Ready() {
   if (connected_) return true;
