@@ -136,8 +136,7 @@ int main(int argc, char** argv) {
           "Computes the cold neurons of a model: those that do not fit into the GPU worker's memory. It "
           "holds the gate, up and down rows of every neuron and, for each layer of a step, answers the GPU "
           "worker's question (inputs and a mask of the neurons wanted) with one partial sum a token. It "
-          "keeps "
-          "nothing between exchanges, so it may be restarted at any time.",
+          "keeps nothing between exchanges, so it may be restarted at any time.",
       .examples =
           "cpu_worker --model=models/tales/tales-q8_0.gguf\n"
           "    # on 127.0.0.1:7072, where the GPU worker looks for it\n"

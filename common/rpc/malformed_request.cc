@@ -16,8 +16,8 @@ namespace {
 
 namespace api = grpc::experimental;
 
-// What protobuf said last on this thread. gRPC parses a request, runs its interceptors and, where parsing
-// failed, sends the status on one thread.
+// What protobuf said last on this thread. On one thread gRPC makes the interceptors of a call, parses its
+// request and, where that failed, sends the status.
 thread_local std::string complaint;
 
 void TakeLine(google::protobuf::LogLevel, const char*, int, const std::string& message) {
@@ -39,7 +39,8 @@ absl::Status Explain(const char* method) {
 
 class MalformedRequest final : public api::Interceptor {
  public:
-  explicit MalformedRequest(const char* method) : method_(method) {}
+  // Forgets what was said of an earlier message.
+  explicit MalformedRequest(const char* method) : method_(method) { complaint.clear(); }
   void Intercept(api::InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(api::InterceptionHookPoints::PRE_SEND_STATUS)) {
       const grpc::Status status = methods->GetSendStatus();

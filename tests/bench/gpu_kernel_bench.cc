@@ -72,7 +72,8 @@ class Arena {
   int64_t bytes_, next_ = 0;
 };
 
-// Prints the median time of one of `count` launches in a graph, and what `bytes` each make a second.
+// Prints the median time of one of `count` launches in a graph, and what `bytes` each make a second (0:
+// leaves that out).
 void Time(const char* name, int count, int64_t bytes,
           const std::function<cudaError_t(cudaStream_t)>& launch) {
   cudaStream_t stream = nullptr;
@@ -98,8 +99,9 @@ void Time(const char* name, int count, int64_t bytes,
   }
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
-  std::printf("%-44s %8.2f us (%.2f to %.2f) %8.0f GB/s\n", name, median, times.front(), times.back(),
-              static_cast<double>(bytes) / median / 1000);
+  std::printf("%-44s %8.2f us (%.2f to %.2f)", name, median, times.front(), times.back());
+  if (bytes > 0) std::printf(" %8.0f GB/s", static_cast<double>(bytes) / median / 1000);
+  std::printf("\n");
   std::fflush(stdout);
   Check(cudaGraphExecDestroy(exec), "destroying");
   Check(cudaGraphDestroy(graph), "destroying");

@@ -71,8 +71,7 @@ Command PerplexityCommand() {
   program.name = "isotherm perplexity";
   program.summary =
       "Measures the perplexity of a text, exactly or with a predictor. As llama.cpp does, so that the "
-      "numbers "
-      "compare: the text is cut into windows of --ctx tokens, the first of each replaced by the "
+      "numbers compare: the text is cut into windows of --ctx tokens, the first of each replaced by the "
       "beginning-of-sequence token, and the second half of each counts. Starts a server for MODEL, or uses "
       "--server.";
   program.arguments = "[MODEL]";

@@ -44,11 +44,9 @@ Command QuantizeCommand() {
   program.name = "isotherm quantize";
   program.summary =
       "Writes a model file anew with smaller weights. TYPE is F16, BF16, Q8_0, Q4_0 or Q4_K. Norms, biases "
-      "and "
-      "what is smaller already stay as they are. With 4-bit types predictors and the output matrix get Q8_0 "
-      "(see --pure); rows that blocks of 256 do not divide get Q8_0 in place of Q4_K. A PowerInfer file "
-      "stays "
-      "one. Shows the rounding error of every tensor.";
+      "and what is smaller already stay as they are. With 4-bit types predictors and the output matrix get "
+      "Q8_0 (see --pure); rows that blocks of 256 do not divide get Q8_0 in place of Q4_K. A PowerInfer file "
+      "stays one. Shows the rounding error of every tensor.";
   program.arguments = "IN OUT TYPE";
   program.examples =
       "isotherm quantize model-f16.gguf model-q8_0.gguf Q8_0\n"
