@@ -107,22 +107,16 @@ class GroupScales {
     end_ = row + (offset + n / kBlockColumns * 2 + 63) / 64 * 64;
   }
   HWY_INLINE void Enter(int64_t begin, int64_t end) {
-    const uint8_t* from = scales_ + begin / kBlockColumns * 2;
-    for (int64_t i = 0; i < (end - begin) / kBlockColumns; i += LanesF(), from += 2 * LanesF()) {
-      hn::Store(Load(from), DF(), group_ + i);
-    }
+    Fill(begin, end, [](VF scales, int64_t) HWY_ATTR { return scales; });
   }
   HWY_INLINE void Enter(int64_t begin, int64_t end, VF factor) {
-    for (int64_t i = begin / kBlockColumns; i < end / kBlockColumns; i += LanesF()) {
-      hn::Store(hn::Mul(Load(scales_ + 2 * i), factor), DF(), group_ + i - begin / kBlockColumns);
-    }
+    Fill(begin, end, [factor](VF scales, int64_t) HWY_ATTR { return hn::Mul(scales, factor); });
   }
   // factors[i] for block i of the row, readable up to a multiple of 64 bytes.
   HWY_INLINE void Enter(int64_t begin, int64_t end, const float* factors) {
-    for (int64_t i = begin / kBlockColumns; i < end / kBlockColumns; i += LanesF()) {
-      hn::Store(hn::Mul(Load(scales_ + 2 * i), hn::Load(DF(), factors + i)), DF(),
-                group_ + i - begin / kBlockColumns);
-    }
+    Fill(begin, end, [factors](VF scales, int64_t block) HWY_ATTR {
+      return hn::Mul(scales, hn::Load(DF(), factors + block));
+    });
   }
   HWY_INLINE VF At(int64_t column, int64_t offset) const {
     return hn::Set(DF(), group_[static_cast<uint64_t>(column) / kBlockColumns + offset / kBlockColumns]);
@@ -131,6 +125,21 @@ class GroupScales {
   HWY_INLINE VF FourAt(int64_t column) const { return hn::LoadDup128(DF(), group_ + column / kBlockColumns); }
 
  private:
+  // multiply(scales, the first one's block).
+  template <class Multiply>
+  HWY_INLINE void Fill(int64_t begin, int64_t end, const Multiply& multiply) {
+    const int64_t first = begin / kBlockColumns;
+    if (end - begin == kGroupColumns) {
+      HWY_UNROLL(2)
+      for (int64_t i = 0; i < kGroupColumns / kBlockColumns; i += LanesF()) {
+        hn::Store(multiply(LoadHalf(scales_ + 2 * (first + i)), first + i), DF(), group_ + i);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < (end - begin) / kBlockColumns; i += LanesF()) {
+      hn::Store(multiply(Load(scales_ + 2 * (first + i)), first + i), DF(), group_ + i);
+    }
+  }
   HWY_INLINE VF Load(const uint8_t* from) const {
     const int64_t readable = end_ - from;
     return readable >= 2 * LanesF() ? LoadHalf(from) : LoadFirstHalves(from, readable);

@@ -129,7 +129,7 @@ class IntegerBlocks<WeightType::kQ4_0> {
     LaneSums lower(input.offsets);
     lower.Add(weights.low, input.lower.low);
     lower.Add(weights.high, input.lower.high);
-    return hn::Add(hn::ShiftLeft<8>(upper.Total()), lower.Total());
+    return lower.TotalWith(upper);
   }
 
   static HWY_INLINE VF Scales(const GroupScales& scales, int64_t column, int64_t part) {

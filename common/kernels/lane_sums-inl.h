@@ -31,6 +31,13 @@ class LaneSums {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums_.raw) : "v"(nibbles.raw), "v"(quants.raw));
   }
   HWY_INLINE VI32 Total() const { return sums_; }
+  // Total() + 256 * upper.Total(), where `upper` began with 0 and has at most eight vectors: its sums fit 16
+  // bits.
+  HWY_INLINE VI32 TotalWith(const LaneSums& upper) const {
+    VI32 total = sums_;
+    asm("vpdpwssd %2, %1, %0" : "+v"(total.raw) : "v"(upper.sums_.raw), "v"(hn::Set(DI32(), 256).raw));
+    return total;
+  }
 
  private:
   VI32 sums_;
@@ -41,20 +48,23 @@ class LaneSums {
   HWY_INLINE explicit LaneSums(VI32 start) : start_(start), pairs_(hn::Zero(DPairs())) {}
   // Nothing saturates: eight vectors of two products of at most 15 * 128 make 30720.
   HWY_INLINE void Add(VBytes nibbles, VBytes quants) { pairs_ = hn::Add(pairs_, PairSums(nibbles, quants)); }
-  HWY_INLINE VI32 Total() const { return hn::Add(start_, FoldPairs(pairs_)); }
+  HWY_INLINE VI32 Total() const { return hn::Add(start_, FoldPairs(pairs_, 1)); }
+  HWY_INLINE VI32 TotalWith(const LaneSums& upper) const {
+    return hn::Add(Total(), FoldPairs(upper.pairs_, 256));
+  }
 
  private:
   using DPairs = hn::Repartition<int16_t, DF>;
   using VPairs = hn::Vec<DPairs>;
 #if HWY_TARGET <= HWY_AVX3
   static HWY_INLINE VPairs PairSums(VBytes a, VBytes b) { return VPairs{_mm512_maddubs_epi16(a.raw, b.raw)}; }
-  static HWY_INLINE VI32 FoldPairs(VPairs pairs) {
-    return VI32{_mm512_madd_epi16(pairs.raw, hn::Set(DPairs(), 1).raw)};
+  static HWY_INLINE VI32 FoldPairs(VPairs pairs, int16_t factor) {
+    return VI32{_mm512_madd_epi16(pairs.raw, hn::Set(DPairs(), factor).raw)};
   }
 #else
   static HWY_INLINE VPairs PairSums(VBytes a, VBytes b) { return VPairs{_mm256_maddubs_epi16(a.raw, b.raw)}; }
-  static HWY_INLINE VI32 FoldPairs(VPairs pairs) {
-    return VI32{_mm256_madd_epi16(pairs.raw, hn::Set(DPairs(), 1).raw)};
+  static HWY_INLINE VI32 FoldPairs(VPairs pairs, int16_t factor) {
+    return VI32{_mm256_madd_epi16(pairs.raw, hn::Set(DPairs(), factor).raw)};
   }
 #endif
 
