@@ -45,7 +45,7 @@ HWY_INLINE void UpdateEach(const float* x, float* y, int64_t n, const Update& up
   hn::BlendedStore(update(hn::MaskedLoad(first, d, x + i), hn::MaskedLoad(first, d, y + i)), first, d, y + i);
 }
 
-struct Sum {
+struct Addition {
   HWY_INLINE hn::Vec<DF> operator()(hn::Vec<DF> x, hn::Vec<DF> y) const { return hn::Add(x, y); }
 };
 
@@ -59,8 +59,18 @@ struct SiluProduct {
   }
 };
 
-void AddTo(const float* x, float* y, int64_t n) { UpdateEach(x, y, n, Sum()); }
+void AddTo(const float* x, float* y, int64_t n) { UpdateEach(x, y, n, Addition()); }
 void SiluMulTo(float* gate, const float* up, int64_t n) { UpdateEach(up, gate, n, SiluProduct()); }
+
+void SumTo(const float* const* rows, int64_t num_rows, int64_t n, float* y) {
+  const DF d;
+  for (int64_t i = 0; i < n; i += kFloats) {
+    const auto first = FirstLeft(d, i, n);
+    auto sum = num_rows == 0 ? hn::Zero(d) : hn::MaskedLoad(first, d, rows[0] + i);
+    for (int64_t r = 1; r < num_rows; ++r) sum = hn::Add(sum, hn::MaskedLoad(first, d, rows[r] + i));
+    hn::BlendedStore(sum, first, d, y + i);
+  }
+}
 
 // y += scale * (x + bias).
 void AddScaledTo(const float* x, const float* bias, float scale, float* y, int64_t n) {
@@ -245,6 +255,7 @@ namespace isotherm::kernels {
 HWY_EXPORT(RmsNormTo);
 HWY_EXPORT(RopeInPlace);
 HWY_EXPORT(LayerNormTo);
+HWY_EXPORT(SumTo);
 HWY_EXPORT(AddTo);
 HWY_EXPORT(AddScaledTo);
 HWY_EXPORT(SiluMulTo);
@@ -263,6 +274,9 @@ void Rope(const RopeTable& table, float position, int64_t heads, int64_t head_di
   HWY_DYNAMIC_DISPATCH(RopeInPlace)(table, position, heads, head_dim, vectors);
 }
 
+void Sum(const float* const* rows, int64_t num_rows, int64_t n, float* y) {
+  HWY_DYNAMIC_DISPATCH(SumTo)(rows, num_rows, n, y);
+}
 void Add(const float* x, float* y, int64_t n) { HWY_DYNAMIC_DISPATCH(AddTo)(x, y, n); }
 void AddScaled(const float* x, const float* bias, float scale, float* y, int64_t n) {
   HWY_DYNAMIC_DISPATCH(AddScaledTo)(x, bias, scale, y, n);

@@ -51,6 +51,9 @@ struct RopeTable {
 // Rotates pair i of every head by position * inverse_frequency[i]. vectors: [heads, head_dim].
 void Rope(const RopeTable& table, float position, int64_t heads, int64_t head_dim, float* vectors);
 
+// y = rows[0] + rows[1] + ..., added in this order; zeros for no rows. y may be one of the rows. All are read
+// side by side, as sums that other cores have just written arrive late.
+void Sum(const float* const* rows, int64_t num_rows, int64_t n, float* y);
 // y += x.
 void Add(const float* x, float* y, int64_t n);
 // y += scale * (x + bias), bias null for none.

@@ -26,9 +26,8 @@ constexpr int64_t kFewThreads = 4;
 // them up (one F32 vector a partition) stays below 2 % of a layer.
 constexpr int64_t kPartitionsPerThread = 8;
 constexpr int64_t kMinPartitionNeurons = 16;
-// Columns of the partial sums that are added up at a time: 1 KiB, so that one row of 4096 is enough for 16
-// threads.
-constexpr int64_t kReduceColumns = 256;
+// Sums are added up in parts of whole cache lines, one part a thread.
+constexpr int64_t kLineFloats = 16;
 
 // A counter on a cache line of its own.
 struct alignas(64) Ticket {
@@ -71,15 +70,16 @@ struct FfnExecutor::Workspace {
   FfnStatistics RunOwned(const Job& job, float* y);
   FfnStatistics RunPartitions(const Job& job, float* y);
   // Calls compute(partition, member, partial) for every partition, then adds the partials up into y in the
-  // partitions' order. One fork-join: members take partitions, then column blocks, as they become free; which
-  // member did what leaves no trace in the result.
+  // partitions' order. One fork-join: members take partitions, then parts of the sums, as they become free;
+  // which member did what leaves no trace in the result.
   template <typename Compute>
   FfnStatistics ComputeAndReduce(int64_t partitions, int64_t rows, float* y, const Compute& compute);
   void PrepareInputs(Job* job);
   void ClearPartials(int64_t partitions, int64_t rows);
   // A member's part of adding up, when every partition has arrived.
   void ReduceFinished(int64_t partitions, int64_t rows, float* y);
-  void Reduce(int64_t partitions, int64_t row, int64_t column, float* y) const;
+  // y[columns] of one row from `column` on.
+  void Reduce(int64_t partitions, int64_t row, int64_t column, int64_t columns, float* y) const;
   FfnStatistics Total(int64_t partials) const;
 
   std::vector<uint64_t> union_mask_;
@@ -91,7 +91,7 @@ struct FfnExecutor::Workspace {
   std::vector<Partial> partials_;
   std::vector<TileScratch> scratch_;  // by thread
   Queues queues_;
-  Ticket next_partition_, finished_, next_block_;
+  Ticket next_partition_, finished_, next_part_;
 };
 
 namespace {
@@ -213,16 +213,22 @@ void FfnExecutor::Workspace::Prefetch(const Job& job, absl::FunctionRef<bool()> 
   pool->Run([&](int member) { internal::PrefetchOwned(job, member, threads, stop); });
 }
 
-void FfnExecutor::Workspace::Reduce(int64_t partitions, int64_t row, int64_t column, float* y) const {
-  const int64_t columns = std::min(kReduceColumns, hidden - column);
-  bool first = true;
+void FfnExecutor::Workspace::Reduce(int64_t partitions, int64_t row, int64_t column, int64_t columns,
+                                    float* y) const {
+  // As many as a core has lines on their way at a time.
+  constexpr int64_t kMostSummands = 16;
+  const float* summands[kMostSummands];
+  int64_t count = 0;
   for (int64_t p = 0; p < partitions; ++p) {
     if (!partials_[p].touched[row]) continue;
-    const float* sums = partials_[p].y + row * hidden + column;
-    first ? static_cast<void>(std::copy_n(sums, columns, y)) : kernels::Add(sums, y, columns);
-    first = false;
+    if (count == kMostSummands) {
+      kernels::Sum(summands, count, columns, y);
+      summands[0] = y;
+      count = 1;
+    }
+    summands[count++] = partials_[p].y + row * hidden + column;
   }
-  if (first) std::fill_n(y, columns, 0.0f);
+  kernels::Sum(summands, count, columns, y);
 }
 
 void FfnExecutor::Workspace::ClearPartials(int64_t partitions, int64_t rows) {
@@ -231,16 +237,20 @@ void FfnExecutor::Workspace::ClearPartials(int64_t partitions, int64_t rows) {
   }
   std::fill_n(touched_.data(), partitions * rows, uint8_t{0});
   finished_.Reset();
-  next_block_.Reset();
+  next_part_.Reset();
 }
 
 void FfnExecutor::Workspace::ReduceFinished(int64_t partitions, int64_t rows, float* y) {
   finished_.AwaitArrivals(partitions);
-  const int64_t row_blocks = (hidden + kReduceColumns - 1) / kReduceColumns;
-  for (int64_t block; (block = next_block_.Take()) < rows * row_blocks;) {
-    const int64_t row = block / row_blocks;
-    const int64_t column = block % row_blocks * kReduceColumns;
-    Reduce(partitions, row, column, y + row * hidden + column);
+  const int64_t lines = (rows * hidden + kLineFloats - 1) / kLineFloats;
+  for (int64_t part; (part = next_part_.Take()) < threads;) {
+    const int64_t end = std::min(lines * (part + 1) / threads * kLineFloats, rows * hidden);
+    for (int64_t i = lines * part / threads * kLineFloats; i < end;) {
+      const int64_t column = i % hidden;
+      const int64_t columns = std::min(hidden - column, end - i);
+      Reduce(partitions, i / hidden, column, columns, y + i);
+      i += columns;
+    }
   }
 }
 

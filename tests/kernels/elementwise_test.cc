@@ -85,6 +85,23 @@ TEST_P(ElementwiseTest, AddScaledAddsBiasesAndTouchesNoNeighbour) {
   }
 }
 
+TEST_P(ElementwiseTest, SumAddsInOrderAlsoInPlaceAndTouchesNoNeighbour) {
+  for (int64_t n = 0; n <= 70; ++n) {
+    const std::vector<float> a = RandomFloats(n, 3), b = RandomFloats(n, 4), c = RandomFloats(n, 5);
+    for (int64_t count = 0; count <= 4; ++count) {
+      std::vector<float> y = RandomFloats(n + 1, 6);
+      std::vector<float> expected(y.size(), 0.0f);
+      expected[n] = y[n];
+      const float* const rows[] = {y.data(), a.data(), b.data(), c.data()};
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t i = 0; i < n; ++i) expected[i] += rows[r][i];
+      }
+      Sum(rows, count, n, y.data());
+      EXPECT_EQ(y, expected) << count << " x " << n;
+    }
+  }
+}
+
 TEST_P(ElementwiseTest, AddTouchesNoNeighbour) {
   for (int64_t n = 0; n <= 70; ++n) {
     const std::vector<float> x = RandomFloats(n, 3);
