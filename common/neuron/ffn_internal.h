@@ -84,6 +84,10 @@ class GateIndex {
   std::vector<int64_t> before_;  // bits set before each word, over all rows
 };
 
+// Neurons whose rows the sparse path reads side by side. 8 to 16 were read equally fast, 64 a tenth slower (a
+// request of 8 rows, F16, one core of a Xeon with AVX-512).
+inline constexpr int64_t kBlock = 8;
+
 // A request as the paths see it: `rows` of its rows from `first_row` on.
 struct Job {
   const BundleView* view = nullptr;
@@ -100,6 +104,16 @@ struct Job {
 
   int64_t Neuron(int64_t k) const { return view->neuron_ids == nullptr ? k : view->neuron_ids[k]; }
   const uint8_t* Bundle(int64_t k) const { return view->bundles + k * view->layout->bundle_bytes; }
+  // Bit i: some row wants position first + i of the view, i < kBlock. `first` is a multiple of kBlock.
+  uint64_t WantedInBlock(int64_t first) const {
+    static_assert(64 % kBlock == 0);
+    const int64_t count = std::min(kBlock, view->count - first);
+    const uint64_t within = (uint64_t{1} << count) - 1;
+    if (view->neuron_ids == nullptr) return union_mask[first / 64] >> (first % 64) & within;
+    uint64_t wanted = 0;
+    for (int64_t i = 0; i < count; ++i) wanted |= uint64_t{TestBit(union_mask, Neuron(first + i))} << i;
+    return wanted;
+  }
   const float* X(int64_t row) const { return request->x + (first_row + row) * hidden; }
   const uint64_t* Mask(int64_t row) const { return request->masks + (first_row + row) * words; }
   float GateValue(int64_t row, int64_t neuron) const {
@@ -113,10 +127,6 @@ struct Job {
 
 // Writes the positions in the view, of those in [begin, end), that some row wants; returns how many.
 int64_t CollectWanted(const Job& job, int64_t begin, int64_t end, int32_t* wanted);
-
-// Neurons whose rows the sparse path reads side by side. 8 to 16 were read equally fast, 64 a tenth slower (a
-// request of 8 rows, F16, one core of a Xeon with AVX-512).
-inline constexpr int64_t kBlock = 8;
 
 // Result of one partition of the neurons.
 struct Partial {

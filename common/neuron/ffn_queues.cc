@@ -1,5 +1,7 @@
 #include "common/neuron/ffn_queues.h"
 
+#include <algorithm>
+
 namespace isotherm::neuron::internal {
 namespace {
 

@@ -1,8 +1,8 @@
 #ifndef ISOTHERM_COMMON_NEURON_FFN_QUEUES_H_
 #define ISOTHERM_COMMON_NEURON_FFN_QUEUES_H_
 
-#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -20,9 +20,8 @@ namespace isotherm::neuron::internal {
 template <typename Function>
 void ForEachOwned(const Job& job, int64_t owner, int64_t members, const Function& function) {
   for (int64_t first = owner * kBlock; first < job.view->count; first += members * kBlock) {
-    const int64_t last = std::min(first + kBlock, job.view->count);
-    for (int64_t k = first; k < last; ++k) {
-      if (TestBit(job.union_mask, job.Neuron(k)) && !function(k)) return;
+    for (uint64_t wanted = job.WantedInBlock(first); wanted != 0; wanted &= wanted - 1) {
+      if (!function(first + std::countr_zero(wanted))) return;
     }
   }
 }
