@@ -71,25 +71,17 @@ class IntegerProducts {
         for (int v = 0; v < kVectors; ++v) scales[r][v].Enter(begin, end, Units(inputs, v, n));
       }
       ahead.Enter(begin);
-      for (int64_t column = begin; column < end; column += Blocks::kPanelColumns) {
-        ahead.template Advance<Blocks::kPanelColumns>();
+      // Whole lines of weights, each asked for once.
+      int64_t column = begin;
+      for (; column + kLineColumns <= end; column += kLineColumns) {
+        ahead.template Advance<kLineColumns>();
         HWY_UNROLL(2)
-        for (int64_t part = 0; part < Blocks::kParts; ++part) {
-          typename Blocks::Input input[kVectors];
-          HWY_UNROLL(4)
-          for (int v = 0; v < kVectors; ++v) input[v] = Blocks::LoadInput(panel + v * inputs.stride, part);
-          HWY_UNROLL(8)
-          for (int r = 0; r < kRows; ++r) {
-            const auto weights = Blocks::LoadWeights(rows[r] + Bytes::Quants(column), part);
-            HWY_UNROLL(4)
-            for (int v = 0; v < kVectors; ++v) {
-              const VF products = hn::ConvertTo(d, Blocks::Multiply(weights, input[v]));
-              sums[r][v] =
-                  hn::MulAdd(products, Blocks::Scales(scales[r][v], column - begin, part), sums[r][v]);
-            }
-          }
+        for (int64_t i = 0; i < kLineColumns; i += Blocks::kPanelColumns, panel += Blocks::kPanelBytes) {
+          MultiplyPanel(rows, panel, inputs.stride, scales, begin, column + i, sums);
         }
-        panel += Blocks::kPanelBytes;
+      }
+      for (; column < end; column += Blocks::kPanelColumns, panel += Blocks::kPanelBytes) {
+        MultiplyPanel(rows, panel, inputs.stride, scales, begin, column, sums);
       }
     }
     HWY_UNROLL(8)
@@ -102,6 +94,32 @@ class IntegerProducts {
  private:
   using Blocks = IntegerBlocks<kType>;
   using Bytes = ColumnBytes<kType>;
+  static constexpr int64_t kLineColumns =
+      kLine * Blocks::kPanelColumns / Bytes::Quants(Blocks::kPanelColumns);
+
+  // Adds the products of one panel's columns, which begin at `column` of the row; `panel` is the first
+  // vector's.
+  template <int kRows, int kVectors>
+  static HWY_INLINE void MultiplyPanel(const uint8_t* const* rows, const uint8_t* panel, int64_t stride,
+                                       const GroupScales (&scales)[kRows][kVectors], int64_t group_begin,
+                                       int64_t column, VF (&sums)[kRows][kVectors]) {
+    HWY_UNROLL(2)
+    for (int64_t part = 0; part < Blocks::kParts; ++part) {
+      typename Blocks::Input input[kVectors];
+      HWY_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) input[v] = Blocks::LoadInput(panel + v * stride, part);
+      HWY_UNROLL(8)
+      for (int r = 0; r < kRows; ++r) {
+        const auto weights = Blocks::LoadWeights(rows[r] + Bytes::Quants(column), part);
+        HWY_UNROLL(4)
+        for (int v = 0; v < kVectors; ++v) {
+          const VF products = hn::ConvertTo(DF(), Blocks::Multiply(weights, input[v]));
+          sums[r][v] =
+              hn::MulAdd(products, Blocks::Scales(scales[r][v], column - group_begin, part), sums[r][v]);
+        }
+      }
+    }
+  }
 
   static int64_t PanelBytes(int64_t n) {
     return base::RoundUp(n, Blocks::kPanelColumns) / Blocks::kPanelColumns * Blocks::kPanelBytes;
