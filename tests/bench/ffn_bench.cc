@@ -1,7 +1,7 @@
 // ffn_bench [THREADS] [SECONDS] [HIDDEN FFN TYPE [SHARE [ROWS]]]
 //
 // How near the sparse FFN comes to the memory's read bandwidth; without a shape at that of the acceptance
-// test: hidden 2048, FFN 5632, f16 (or q4_0), a share of 0.1 of the neurons, one token. Four things are
+// test: hidden 2048, FFN 5632, f16 (or q8_0, q4_0), a share of 0.1 of the neurons, one token. Four things are
 // timed in turn over layers that no cache holds, so that all see the same machine: a plain read of a layer's
 // bundles, the FFN with every neuron computed for one token, the FFN with each token's share of the neurons,
 // scattered, and the same after the neurons were asked for in advance. Medians of the rates; bytes are those
@@ -14,8 +14,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "common/base/thread_pool.h"
@@ -160,6 +160,15 @@ void Print(const char* name, const std::vector<double>& rates, double plain) {
               q.median * 1e-9, q.low * 1e-9, q.high * 1e-9, 100 * q.median / plain);
 }
 
+// False: not a type that the bench takes.
+bool ParseType(const std::string& name, kernels::WeightType* type) {
+  if (name != "f16" && name != "q8_0" && name != "q4_0") return false;
+  *type = name == "f16"    ? kernels::WeightType::kF16
+          : name == "q8_0" ? kernels::WeightType::kQ8_0
+                           : kernels::WeightType::kQ4_0;
+  return true;
+}
+
 int Main(int threads, double seconds, const Shape& shape) {
   const int64_t layers = kLeastBytes / Bench::LayerBytes(shape) + 1;
   const int64_t bytes = layers * Bench::LayerBytes(shape);
@@ -200,18 +209,18 @@ int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   const double seconds = argc > 2 ? std::atof(argv[2]) : 5;
   isotherm::neuron::Shape shape;
+  bool known = argc < 6;
   if (argc > 5) {
     shape.hidden = std::atoll(argv[3]);
     shape.ffn = std::atoll(argv[4]);
-    const bool q4 = std::strcmp(argv[5], "q4_0") == 0;
-    shape.type = q4 ? isotherm::kernels::WeightType::kQ4_0 : isotherm::kernels::WeightType::kF16;
+    known = isotherm::neuron::ParseType(argv[5], &shape.type);
   }
   if (argc > 6) shape.share = std::atof(argv[6]);
   if (argc > 7) shape.rows = std::atoll(argv[7]);
-  const bool valid = threads >= 1 && seconds >= 0 && shape.hidden >= 32 && shape.hidden % 32 == 0 &&
+  const bool valid = known && threads >= 1 && seconds >= 0 && shape.hidden >= 32 && shape.hidden % 32 == 0 &&
                      shape.ffn >= 1 && shape.share > 0 && shape.share <= 1 && shape.rows >= 1;
   if (!valid || argc == 4 || argc == 5) {
-    std::fprintf(stderr, "usage: ffn_bench [THREADS] [SECONDS] [HIDDEN FFN f16|q4_0 [SHARE [ROWS]]]\n");
+    std::fprintf(stderr, "usage: ffn_bench [THREADS] [SECONDS] [HIDDEN FFN f16|q8_0|q4_0 [SHARE [ROWS]]]\n");
     return 2;
   }
   return isotherm::neuron::Main(threads, seconds, shape);
