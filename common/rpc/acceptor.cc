@@ -1,9 +1,11 @@
 #include "common/rpc/acceptor.h"
 
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -162,6 +164,17 @@ void Acceptor::Stop() {
     if (!listener.socket_path.empty()) unlink(listener.socket_path.c_str());
   }
   listeners_.clear();
+}
+
+bool Acceptor::AnyUnread() const {
+  return std::any_of(connections_.begin(), connections_.end(), [](const auto& each) {
+    int bytes = 0;
+    return ioctl(each.first, SIOCOUTQ, &bytes) == 0 && bytes > 0;
+  });
+}
+
+void Acceptor::CutConnections() {
+  for (const auto& [second, connection] : connections_) shutdown(second, SHUT_RDWR);
 }
 
 void Acceptor::Run() {

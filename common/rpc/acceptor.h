@@ -48,6 +48,12 @@ class Acceptor {
   // When it returns, nobody can connect any more: listening sockets are closed and the files of Unix sockets
   // removed. Connections live on.
   void Stop();
+  // After Stop: whether a client has yet to read something of what it was sent. Of TCP no more is known than
+  // that the client's machine has it.
+  bool AnyUnread() const;
+  // After Stop: ends all connections at once, also one whose client does not read, on which gRPC would wait
+  // to write the rest for as long as the client likes.
+  void CutConnections();
 
  private:
   struct Listener {

@@ -13,6 +13,7 @@ namespace {
 struct CurrentRules {
   base::Mutex mutex;
   AdmissionRules rules ABSL_GUARDED_BY(mutex);
+  bool refuse ABSL_GUARDED_BY(mutex) = false;
 };
 
 CurrentRules& Current() {
@@ -20,9 +21,10 @@ CurrentRules& Current() {
   return current;
 }
 
-AdmissionRules Rules() {
+absl::StatusOr<AdmissionRules> Rules() {
   CurrentRules& current = Current();
   base::MutexLock lock(&current.mutex);
+  if (current.refuse) return absl::UnavailableError("the server is ending and takes no new calls");
   return current.rules;
 }
 
@@ -51,6 +53,13 @@ void SetAdmissionRules(AdmissionRules rules) {
   CurrentRules& current = Current();
   base::MutexLock lock(&current.mutex);
   std::swap(current.rules, rules);
+  current.refuse = false;
+}
+
+void RefuseNewCalls() {
+  CurrentRules& current = Current();
+  base::MutexLock lock(&current.mutex);
+  current.refuse = true;
 }
 
 Permit::~Permit() {
@@ -62,7 +71,7 @@ void Permit::ChargeTokens(int64_t tokens) const {
 }
 
 absl::StatusOr<Permit> Admit(const grpc::ServerContext& context) {
-  const AdmissionRules rules = Rules();
+  ISOTHERM_ASSIGN_OR_RETURN(const AdmissionRules rules, Rules());
   if (rules.client_certificates && !absl::StartsWith(context.peer(), "unix:") && !HasCertificate(context)) {
     return absl::UnauthenticatedError(
         "no client certificate: show one that the server's --tls-client-ca signed (--tls-client-cert and "

@@ -24,6 +24,8 @@ struct AdmissionRules {
 
 // The rules from now on. A process has one server, and so one set of rules.
 void SetAdmissionRules(AdmissionRules rules);
+// Nobody is let in from now on, until rules are set anew.
+void RefuseNewCalls();
 
 // A call that was let in, until it ends.
 class Permit {
@@ -43,7 +45,8 @@ class Permit {
   std::string name_;
 };
 
-// Unauthenticated, PermissionDenied or ResourceExhausted say what is missing.
+// Unauthenticated, PermissionDenied or ResourceExhausted say what is missing; Unavailable after
+// RefuseNewCalls.
 absl::StatusOr<Permit> Admit(const grpc::ServerContext& context);
 
 }  // namespace isotherm::rpc

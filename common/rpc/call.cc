@@ -23,6 +23,7 @@ namespace isotherm::rpc {
 namespace {
 
 std::atomic<int> running_calls{0};
+std::atomic<int> running_local_calls{0};
 
 // Of the call whose body this thread runs.
 thread_local const Permit* current_permit = nullptr;
@@ -30,6 +31,12 @@ thread_local const Permit* current_permit = nullptr;
 // A client's timer started before the request travelled, so its cancellation comes shortly before the
 // deadline as this side knows it.
 constexpr std::chrono::milliseconds kDeadlineSlack{50};
+
+// `peer` as gRPC names it: "ipv4:127.0.0.1:4711", "ipv6:%5B::1%5D:4711", "unix:".
+bool IsOnThisMachine(const std::string& peer) {
+  return absl::StartsWith(peer, "unix:") || absl::StartsWith(peer, "ipv4:127.") ||
+         absl::StartsWith(peer, "ipv6:%5B::1%5D:");
+}
 
 bool DeadlinePassed(const grpc::ServerContext* context, std::chrono::milliseconds slack) {
   return context != nullptr && context->deadline() - slack <= std::chrono::system_clock::now();
@@ -78,13 +85,19 @@ spdlog::level::level_enum LogLevel(const char* method, const std::string& tracep
 
 grpc::Status Handle(const char* method, grpc::ServerContext* context,
                     const std::function<absl::Status()>& body) {
+  const std::string peer = context == nullptr ? "" : context->peer();
+  const bool local = IsOnThisMachine(peer);
   ++running_calls;
-  const absl::Cleanup leave = [] { --running_calls; };
+  running_local_calls += local;
+  const absl::Cleanup leave = [local] {
+    --running_calls;
+    running_local_calls -= local;
+  };
   const std::string traceparent = Header(context, kTraceparentHeader);
   const observe::Trace trace = observe::BeginTrace(traceparent, Header(context, kRequestIdHeader));
   const observe::TraceScope scope(trace);
   if (context != nullptr) {
-    CountArrivedCall(context->peer());
+    CountArrivedCall(peer);
     context->AddInitialMetadata(kTraceparentHeader, trace.Traceparent());
     context->AddInitialMetadata(kRequestIdHeader, trace.request_id);
   }
@@ -112,5 +125,6 @@ void ChargeTokens(int64_t tokens) {
 }
 
 int RunningCalls() { return running_calls; }
+int RunningLocalCalls() { return running_local_calls; }
 
 }  // namespace isotherm::rpc

@@ -30,6 +30,8 @@ void ChargeTokens(int64_t tokens);
 
 // Calls of this process that are inside Handle.
 int RunningCalls();
+// Those of them that came from this machine, through a Unix socket or a loopback address.
+int RunningLocalCalls();
 
 }  // namespace isotherm::rpc
 

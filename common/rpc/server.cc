@@ -35,8 +35,13 @@
 namespace isotherm::rpc {
 namespace {
 
-// While draining, how often the end of the last running call is looked for.
+// While draining, how often the end of the last running call is looked for, and for how long none must have
+// run: a call may have been accepted and not yet have reached Handle, or have left it and not yet sent its
+// status.
 constexpr absl::Duration kDrainTick = absl::Milliseconds(100);
+constexpr absl::Duration kIdle = absl::Milliseconds(200);
+// How long after the last call clients have to read what it sent. One that is slower is stopped or gone.
+constexpr absl::Duration kLinger = absl::Seconds(2);
 
 // Learns the names of the services that a server registers; the builder tells them to its plugins alone.
 class ServiceNames final : public grpc::ServerBuilderPlugin {
@@ -142,6 +147,7 @@ struct Server::Impl {
 
   absl::Status Listen(const std::vector<grpc::Service*>& services);
   void WaitForRunningCalls();
+  bool WaitForLocalCalls(absl::Time deadline);
 };
 
 Server::Server() : impl_(std::make_unique<Impl>()) {}
@@ -249,24 +255,48 @@ absl::Status Server::ServeUntilSignal(const std::function<void()>& on_drain) {
   return absl::OkStatus();
 }
 
+// gRPC closes a connection as soon as the last call on it has ended and its client has answered GOAWAY. A
+// client that has not read to the end by then may lose it: its next write fails, and its gRPC library gives
+// up the connection with all that came in. So clients on this machine, whose writes fail at once, are not
+// sent GOAWAY before they have read the end of their calls. Clients elsewhere are sent it first, because
+// there may be another server for their next calls.
 void Server::Impl::WaitForRunningCalls() {
+  const absl::Time deadline = absl::Now() + options.drain_timeout;
+  bool told_again = !WaitForLocalCalls(deadline);
   std::atomic<bool> finished = false;
   std::thread stopper([this, &finished] {
-    server->Shutdown(absl::ToChronoTime(absl::Now() + options.drain_timeout));
+    server->Shutdown();  // sends GOAWAY and waits for calls and connections to end
     finished = true;
     stop.Raise();
   });
-  int idle_ticks = 0;
-  while (!finished) {
-    const bool raised = stop.Wait(kDrainTick);
-    if (finished) break;
-    // Calls outside Handle, such as health watchers, would last until the time-out: they end when nothing
-    // else runs. Two ticks, because a call may have been accepted and not yet have reached Handle.
-    idle_ticks = RunningCalls() == 0 ? idle_ticks + 1 : 0;
-    if (raised) spdlog::warn("told to stop again: cancelling {} calls", RunningCalls());
-    if (raised || idle_ticks == 2) grpc_server_cancel_all_calls(server->c_server());
+  // Calls outside Handle, such as health watchers, would last until the time-out: they end when nothing else
+  // runs.
+  absl::Time last_call = absl::Now();
+  while (!finished && !told_again && absl::Now() < deadline && absl::Now() - last_call < kIdle) {
+    told_again = stop.Wait(kDrainTick);
+    if (RunningCalls() > 0) last_call = absl::Now();
+  }
+  if (!finished) {
+    if (RunningCalls() > 0) spdlog::warn("cancelling {} calls", RunningCalls());
+    grpc_server_cancel_all_calls(server->c_server());
+    // What is being written goes out yet, if its client reads.
+    stop.Wait(told_again ? kIdle : std::max(kIdle, deadline - absl::Now()));
+    acceptor->CutConnections();
   }
   stopper.join();
+}
+
+// False if it was told to stop again, or time was up, before they had ended.
+bool Server::Impl::WaitForLocalCalls(absl::Time deadline) {
+  if (RunningLocalCalls() == 0) return true;
+  RefuseNewCalls();
+  absl::Duration idle;
+  for (absl::Time last_call = absl::Now(); idle < kIdle || (idle < kLinger && acceptor->AnyUnread());
+       idle = absl::Now() - last_call) {
+    if (stop.Wait(kDrainTick) || absl::Now() >= deadline) return false;
+    if (RunningLocalCalls() > 0) last_call = absl::Now();
+  }
+  return true;
 }
 
 void Server::Shutdown() { impl_->stop.Raise(); }

@@ -47,8 +47,8 @@ struct ServerOptions {
   absl::Duration idle_timeout = absl::Minutes(5);  // of a connection without calls
   // Calls that run at once, each on a thread of its own; one more is refused with RESOURCE_EXHAUSTED.
   int max_concurrent_streams = 1024;
-  // SIGTERM or SIGINT: not serving, refuse new calls, let running ones finish for this long, then cancel
-  // them.
+  // SIGTERM or SIGINT: not serving, refuse new calls, let running ones finish and their clients read the end
+  // for this long, then cancel them.
   absl::Duration drain_timeout = absl::Seconds(30);
 };
 

@@ -12,8 +12,10 @@ import grpc
 import client
 import cluster
 import process
+import raw_http2
 import suite
 
+GENERATE = "/isotherm.v1.InferenceService/Generate"
 # The default of --drain-timeout.
 DRAIN_SECONDS = 30
 SERVERS = ("cpu_worker", "gpu_worker", "gateway")
@@ -127,6 +129,36 @@ class EndTest(unittest.TestCase):
             self.assertTrue(told)
             self.assertEqual(undisturbed.tokens, stream.tokens)
             self.assertEqual(0, running.gateway.wait())
+
+    def drain_unread(self, running, tokens, window):
+        """The connection of a client that reads nothing, to a gateway that was told to end while its stream runs."""
+        request = client.greedy("Once upon a time", tokens).SerializeToString()
+        connection = raw_http2.Connection(running.address("gateway").removeprefix("unix:"),
+                                          raw_http2.call(GENERATE, request, window))
+        self.addCleanup(connection.close)
+        cluster.wait_until(lambda: running.metrics("gateway").total("isotherm_generation_tokens_total"), "the first token")
+        running.gateway.terminate()
+        cluster.wait_until(lambda: "draining: 1 calls" in running.gateway.log(), "the drain")
+        return connection
+
+    def test_a_slow_reader_gets_the_end_of_its_stream(self):
+        with cluster.Cluster(gpu_worker=cluster.COLD) as running:
+            connection = self.drain_unread(running, tokens=50, window=64)
+            connection.send(raw_http2.more_window(1 << 20, stream=1))
+            cluster.wait_until(lambda: "Generate: OK" in running.gateway.log(), "the end of the stream")
+            time.sleep(0.5)
+            self.assertTrue(connection.send(raw_http2.frame(raw_http2.PING, bytes(8))), "hung up on who had not read")
+            self.assertIn(b"grpc-status", connection.received(1))
+            self.assertEqual(0, running.gateway.wait())
+
+    def test_who_does_not_read_at_all_is_left_when_time_is_up(self):
+        with cluster.Cluster(gateway=["--drain-timeout=1s"], gpu_worker=cluster.COLD) as running:
+            # More chunks than a socket holds.
+            self.drain_unread(running, tokens=480, window=1 << 20)
+            told_at = time.monotonic()
+            self.assertEqual(0, running.gateway.wait())
+            self.assertLess(time.monotonic() - told_at, DRAIN_SECONDS / 2)
+            self.assertIn("Generate: CANCELLED", running.gateway.log())
 
     def test_a_worker_told_to_end_under_a_stream_may_come_back(self):
         with cluster.Cluster(gpu_worker=cluster.COLD) as running:

@@ -5,8 +5,8 @@ import struct
 import time
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, GOAWAY = 0, 1, 4, 7
-END_HEADERS = 0x4
+DATA, HEADERS, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 4, 6, 7, 8
+END_STREAM, END_HEADERS = 0x1, 0x4
 
 
 def frame(kind, payload=b"", flags=0, stream=0):
@@ -25,11 +25,27 @@ def request_headers(path):
     return b"".join(_literal(name, value) for name, value in fields)
 
 
-class Connection:
-    """A TCP connection to a port of loopback."""
+def call(path, request, window):
+    """What a client sends for one call, with one request, on a connection of its own: stream 1, which may answer with so many bytes."""
+    initial_window_size = struct.pack(">HI", 4, window)
+    return (PREFACE + frame(SETTINGS, initial_window_size) + frame(HEADERS, request_headers(path), END_HEADERS, 1) +
+            frame(DATA, struct.pack(">BI", 0, len(request)) + request, END_STREAM, 1))
 
-    def __init__(self, port, first_bytes=b""):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+
+def more_window(size, stream):
+    return frame(WINDOW_UPDATE, struct.pack(">I", size), stream=stream)
+
+
+class Connection:
+    """A connection to a port of loopback, or to the path of a Unix socket."""
+
+    def __init__(self, address, first_bytes=b""):
+        if isinstance(address, int):
+            self.socket = socket.create_connection(("127.0.0.1", address), timeout=30)
+        else:
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(30)
+            self.socket.connect(address)
         self.send(first_bytes)
 
     def send(self, data):

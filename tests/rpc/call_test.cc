@@ -4,7 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "common/base/listen.h"
+#include "common/base/random_id.h"
 #include "tests/rpc/test_service.h"
 
 namespace isotherm::rpc {
@@ -59,6 +63,28 @@ TEST(CallTest, RunningCallsAreThoseInsideHandle) {
     return absl::OkStatus();
   });
   EXPECT_EQ(RunningCalls(), 0);
+}
+
+TEST(CallTest, CallersOnThisMachineAreKnownAsSuch) {
+  const std::string socket = "unix:" + testing::TempDir() + "call-" + base::RandomId().substr(0, 8);
+  std::vector<std::string> addresses = {"127.0.0.1:0", socket};
+  if (base::ListenTcp("[::1]:0").ok()) addresses.push_back("[::1]:0");
+  for (const std::string& address : addresses) {
+    ServerOptions options;
+    options.listen = {address};
+    TestServer server(options);
+    const int port = server.server->ports().front();
+    const auto stub = worker::v1::PredictorService::NewStub(
+        MakeChannel(port == 0 ? socket : absl::StrCat(address.substr(0, address.rfind(':')), ":", port)));
+    grpc::ClientContext context;
+    const auto stream = stub->Predict(&context);
+    worker::v1::PredictResponse response;
+    ASSERT_TRUE(stream->Write({}) && stream->Read(&response));
+    EXPECT_EQ(RunningLocalCalls(), 1) << address;
+    stream->WritesDone();
+    EXPECT_TRUE(stream->Finish().ok());
+    EXPECT_EQ(RunningLocalCalls(), 0) << address;
+  }
 }
 
 }  // namespace

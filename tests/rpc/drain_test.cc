@@ -62,6 +62,11 @@ TEST_F(DrainTest, ARunningStreamFinishesAndNewCallsAreRefused) {
   WaitUntilRefused();
   EXPECT_TRUE(server_.server->draining());
   EXPECT_EQ(Call(server_.address(), "new").code(), absl::StatusCode::kUnavailable);
+  grpc::ClientContext context;
+  worker::v1::GetPredictorResponse response;
+  const grpc::Status refused = stub_->GetPredictor(&context, {}, &response);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(refused.error_message(), "the server is ending and takes no new calls");
   EXPECT_TRUE(Echo(*stream_, "while draining"));
   EXPECT_FALSE(drained_);
 
