@@ -67,6 +67,10 @@ ABSL_FLAG(
     std::string, look_ahead, "auto",
     "Tell the CPU worker a layer early which neurons it will probably be asked for, so that it has them in "
     "its caches: on, off, or auto, which is on for device cuda. Shared memory and up to 16 sequences.");
+ABSL_FLAG(
+    std::string, step_ahead, "auto",
+    "Compute the next token of a sequence that is alone and decoded greedily while the gateway still has the "
+    "last one in hand: on, off, or auto, which is on for device cuda.");
 ABSL_FLAG(int64_t, max_decode_rows, 64, "Most sequences decoded in one step.");
 ABSL_FLAG(
     std::string, micro_batches, "auto",
@@ -204,6 +208,11 @@ absl::Status RequireBetween(const char* flag, int64_t value, int64_t least, int6
   return base::UsageError(absl::StrCat("--", flag, "=", value, ": must be between ", least, " and ", most));
 }
 
+absl::Status RequireOnOffOrAuto(const char* flag, const std::string& value) {
+  if (value == "on" || value == "off" || value == "auto") return absl::OkStatus();
+  return base::UsageError(absl::StrCat("--", flag, "=", value, ": use on, off or auto"));
+}
+
 absl::Status ReadCpuWorkerFlags(ColdWorkersOptions& options) {
   options.addresses = absl::GetFlag(FLAGS_cpu_worker);
   std::set<std::string> distinct;
@@ -267,10 +276,10 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("ctx", options.runner.context, 0, kMostTokens));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("kv-tokens", options.runner.kv_tokens, 0, kMostTokens));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-prefill-rows", options.runner.max_prefill_rows, 1, kMostRows));
-  if (const std::string look = absl::GetFlag(FLAGS_look_ahead);
-      look != "auto" && look != "on" && look != "off") {
-    return base::UsageError(absl::StrCat("--look-ahead is '", look, "'; it is on, off or auto"));
-  }
+  ISOTHERM_RETURN_IF_ERROR(RequireOnOffOrAuto("look-ahead", absl::GetFlag(FLAGS_look_ahead)));
+  const std::string step_ahead = absl::GetFlag(FLAGS_step_ahead);
+  ISOTHERM_RETURN_IF_ERROR(RequireOnOffOrAuto("step-ahead", step_ahead));
+  options.step_ahead = step_ahead == "on" || (step_ahead == "auto" && absl::GetFlag(FLAGS_device) == "cuda");
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("stream-rows", absl::GetFlag(FLAGS_stream_rows), 0, kMostRows));
   if (const double share = absl::GetFlag(FLAGS_bus_share); !(share >= 0 && share <= 1))
     return base::UsageError(absl::StrCat("--bus-share is ", share, "; it is from 0 to 1"));
@@ -422,7 +431,7 @@ int main(int argc, char** argv) {
           {"Device",
            {"device", "devices", "vram_budget", "plan_only", "attention_offload", "threads",
             "max_prefill_rows", "max_decode_rows", "micro_batches", "stream_rows", "bus_share", "look_ahead",
-            "spin_us", "time_operators", "inject_device_fault"}},
+            "step_ahead", "spin_us", "time_operators", "inject_device_fault"}},
           {"CPU workers",
            {"cpu_worker", "cpu_worker_shares", "exchange_transport", "exchange_activations",
             "exchange_timeout", "shm_directory"}},

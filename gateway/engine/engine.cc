@@ -253,6 +253,9 @@ void Engine::Execute(absl::Span<const PlannedSlice> slices) {
     }
   }
   if (request.slices().empty()) return;
+  if (request.slices_size() == 1 && running_.size() == 1 && waiting_.empty()) {
+    running_.begin()->second->OfferNext(request.mutable_slices(0));
+  }
   ended_.clear();
 
   const absl::StatusOr<worker::v1::StepSuccess> success =

@@ -39,6 +39,14 @@ absl::Status Sequence::Fill(const PlannedSlice& planned, absl::Time now, int64_t
   return absl::OkStatus();
 }
 
+void Sequence::OfferNext(worker::v1::SequenceSlice* slice) {
+  if (!ContinuesGreedily(*slice)) return;
+  slice->set_continues_greedily(true);
+  const auto described = slice->block_table_size();
+  if (!lease_.GrowTo(int64_t{slice->position()} + slice->tokens_size() + 1)) return;
+  slice->mutable_block_table()->Add(lease_.blocks().begin() + described, lease_.blocks().end());
+}
+
 absl::StatusOr<bool> Sequence::Accept(const worker::v1::SequenceSlice& slice,
                                       const worker::v1::SliceOutput& output,
                                       const worker::v1::StepStatistics& statistics, absl::Time now) {

@@ -45,6 +45,10 @@ class Sequence {
   absl::Status Fill(const PlannedSlice& planned, absl::Time now, int64_t connection,
                     worker::v1::SequenceSlice* slice);
 
+  // After Fill, for a slice that has its step for itself: tells the runner, where it is so, what will follow,
+  // and takes the block for it if there is one.
+  void OfferNext(worker::v1::SequenceSlice* slice);
+
   // The step with that slice succeeded. True: the request is answered and the sequence over. An error ends it
   // too.
   absl::StatusOr<bool> Accept(const worker::v1::SequenceSlice& slice, const worker::v1::SliceOutput& output,
@@ -65,6 +69,8 @@ class Sequence {
   virtual int64_t prompt_tokens() const = 0;
   // Tokens, output and targets of rows [position, position + rows).
   virtual void FillTokens(int64_t position, int64_t rows, worker::v1::SequenceSlice* slice) const = 0;
+  // Whether an output of the slice is followed by a step with the largest logit's token.
+  virtual bool ContinuesGreedily(const worker::v1::SequenceSlice& slice) const { return false; }
   // rows_computed() includes the slice.
   virtual absl::StatusOr<bool> OnOutput(const worker::v1::SequenceSlice& slice,
                                         const worker::v1::SliceOutput& output, absl::Time now) = 0;

@@ -41,8 +41,8 @@ struct Sampler::MoreProbable {
 
 absl::StatusOr<uint32_t> Sampler::Sample(absl::Span<const float> logits, absl::Span<const uint32_t> history) {
   ISOTHERM_RETURN_IF_ERROR(CheckLogits(logits));
-  if (options_.greedy() && options_.logit_bias.empty() && !options_.penalizes()) {
-    const auto largest = std::max_element(logits.begin(), logits.end());  // the first among equals
+  if (options_.takes_largest()) {
+    const auto largest = std::max_element(logits.begin(), logits.end());
     if (largest == logits.end() || *largest == kImpossible) return NothingPossible();
     return static_cast<uint32_t>(largest - logits.begin());
   }

@@ -26,6 +26,8 @@ struct SamplingOptions {
   bool penalizes() const {
     return repetition_penalty != 1 || frequency_penalty != 0 || presence_penalty != 0;
   }
+  // Of the logits as they are, the first among equals.
+  bool takes_largest() const { return greedy() && logit_bias.empty() && !penalizes(); }
 };
 
 // The only way from the wire to SamplingOptions: InvalidArgument names the field and what it may hold.

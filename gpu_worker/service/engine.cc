@@ -15,6 +15,7 @@
 #include "common/observe/log.h"
 #include "common/rpc/server.h"
 #include "gpu_worker/predict/remote_predictor.h"
+#include "gpu_worker/service/next_step.h"
 #include "gpu_worker/service/step_metrics.h"
 
 namespace isotherm::gpu_worker {
@@ -90,34 +91,6 @@ absl::Status DescribeLoadFailure(const absl::Status& status, const model::Model&
       absl::StrCat("loading '", model.DisplayName(), "': ", status.message(), ". ", kNeedLess));
 }
 
-void LogProfile(const ProfileChoice& choice, const model::Model& model) {
-  if (!model.hyperparameters().sparse()) return;
-  if (!choice.profile.has_value()) {
-    spdlog::info(
-        "no firing counts: the lowest numbered neurons become hot. 'isotherm profile' collects them");
-    return;
-  }
-  spdlog::info("neurons are placed by firing counts of {} tokens from {}", choice.profile->tokens,
-               choice.profile->source);
-}
-
-// What was counted while serving, added to what earlier lives counted.
-model::Profile AddOnline(const std::optional<model::Profile>& earlier, const Firings& firings) {
-  model::Profile profile = earlier.value_or(model::Profile());
-  profile.online = true;
-  profile.source = "serving";
-  profile.tokens += firings.tokens;
-  profile.counts.resize(firings.counts.size());
-  for (size_t layer = 0; layer < firings.counts.size(); ++layer) {
-    const std::vector<uint64_t>& counts = firings.counts[layer];
-    profile.counts[layer].resize(counts.size());
-    for (size_t neuron = 0; neuron < counts.size(); ++neuron) {
-      profile.counts[layer][neuron] += static_cast<double>(counts[neuron]);
-    }
-  }
-  return profile;
-}
-
 // "none" for a null channel.
 const char* NameTransport(const exchange::Channel* channel) {
   return channel == nullptr ? "none" : exchange::TransportName(channel->transport());
@@ -147,6 +120,7 @@ absl::Status Engine::OpenAndPlan(const EngineOptions& options, EngineDevices dev
   if (const char* reason = kernels::UnsupportedCpuReason()) return absl::FailedPreconditionError(reason);
   ISOTHERM_ASSIGN_OR_RETURN(model_, model::Model::Open(options.model_path));
   ISOTHERM_ASSIGN_OR_RETURN(runner_options_, Complete(options, *model_));
+  step_ahead_ = options.step_ahead;
   ISOTHERM_ASSIGN_OR_RETURN(profile_, ChooseProfile(options.profile, *model_));
   LogProfile(profile_, *model_);
   return Plan(options, std::move(devices));
@@ -303,14 +277,45 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepReque
     TellCpuWorkers();
     return worker::v1::StepSuccess();
   }
+  absl::StatusOr<worker::v1::StepSuccess> success = TakeStep(request);
+  sequences_.Count(request, success);
+  if (!success.ok()) return success;
+  Record(request, *success);
+  if (step_ahead_) {
+    guess_ =
+        GuessNextStep(request, *success, runner_options_.kv_block_size, model_->hyperparameters().vocabulary);
+  }
+  return success;
+}
+
+absl::StatusOr<worker::v1::StepSuccess> Engine::TakeStep(const worker::v1::StepRequest& request) {
+  const std::optional<worker::v1::StepRequest> guess = std::exchange(guess_, std::nullopt);
+  std::optional<worker::v1::StepSuccess> ahead = std::exchange(ahead_, std::nullopt);
+  if (ahead.has_value()) {
+    const bool guessed = IsGuessed(*guess, request);
+    RecordStepAhead(guessed);
+    if (guessed) return *std::move(ahead);
+  }
   // The step is the unit of retry: those that are left do it again with the lost worker's part.
   absl::StatusOr<worker::v1::StepSuccess> success = TryStep(request);
   for (int64_t lost = 1; !success.ok() && cold_ != nullptr && cold_->channel() == nullptr; ++lost) {
     if (lost == cold_->count() || !cold_->others_left()) break;
     success = TryStep(request);
   }
-  sequences_.Count(request, success);
   return success;
+}
+
+void Engine::StepAhead() {
+  base::MutexLock lock(&mutex_);
+  if (!guess_.has_value()) return;
+  absl::StatusOr<worker::v1::StepSuccess> success = TryStep(*guess_);
+  if (success.ok()) ahead_ = *std::move(success);
+}
+
+// Right after the step's passes, whose figures the runner has.
+void Engine::Record(const worker::v1::StepRequest& request, const worker::v1::StepSuccess& success) {
+  RecordStep(request, success.statistics(), *runner_, model_->hyperparameters());
+  if (cold_ != nullptr) cold_->Record(runner_->last_exchange_latencies());
 }
 
 void Engine::EndSequences() {
@@ -351,8 +356,6 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::TryStep(const worker::v1::StepRe
   worker::v1::StepStatistics& statistics = *success->mutable_statistics();
   statistics.set_transport(NameTransport(channel));
   statistics.set_exchange_bytes(channel == nullptr ? 0 : channel->bytes_exchanged() - bytes_before);
-  RecordStep(request, statistics, *runner_, model_->hyperparameters());
-  if (cold_ != nullptr) cold_->Record(runner_->last_exchange_latencies());
   return success;
 }
 

@@ -41,6 +41,7 @@ struct EngineOptions {
   // `placement_path` says what is hot, and where nothing can be moved.
   bool adapt = false;
   int64_t adapt_interval = neuron::kMoveInterval;
+  bool step_ahead = false;  // whether StepAhead does anything
   // CPU workers; the digest and geometry are filled in from the model.
   ColdWorkersOptions cold;
   // Asked between layers while loading; true gives up with Cancelled.
@@ -68,6 +69,9 @@ class Engine {
   // The loss of a CPU worker whose part others can take is not an error. Errors of lost CPU workers are
   // Unavailable; the same step may be sent again.
   absl::StatusOr<worker::v1::StepSuccess> Step(const worker::v1::StepRequest& request);
+  // Computes what the last step's request will probably be followed by (next_step.h), if anything. Its
+  // failure shows when the step is asked for.
+  void StepAhead();
   // Whoever sent the steps is gone.
   void EndSequences();
 
@@ -101,7 +105,12 @@ class Engine {
                                                               const Stage& stage);
   // The devices' names.
   std::string DeviceNames() const;
+  // Ahead or now.
+  absl::StatusOr<worker::v1::StepSuccess> TakeStep(const worker::v1::StepRequest& request)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<worker::v1::StepSuccess> TryStep(const worker::v1::StepRequest& request)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Record(const worker::v1::StepRequest& request, const worker::v1::StepSuccess& success)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status StartAdapting(int64_t interval) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // AdapterPorts::follow.
@@ -116,6 +125,7 @@ class Engine {
   std::vector<std::unique_ptr<Device>> devices_;
   std::unique_ptr<model::Model> model_;
   RunnerOptions runner_options_;
+  bool step_ahead_ = false;
   ProfileChoice profile_;
   MemoryPlan plan_;
   // Null where every neuron is hot. Only Seek may be called without mutex_.
@@ -135,6 +145,9 @@ class Engine {
   std::unique_ptr<Pipeline> pipeline_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<Runner> runner_ ABSL_GUARDED_BY(mutex_);
   SequenceLog sequences_ ABSL_GUARDED_BY(mutex_);
+  // What may be asked for next, and what was computed before that. Neither outlives the next step.
+  std::optional<worker::v1::StepRequest> guess_ ABSL_GUARDED_BY(mutex_);
+  std::optional<worker::v1::StepSuccess> ahead_ ABSL_GUARDED_BY(mutex_);
   // Null for a dense model and for a device that does not count.
   std::unique_ptr<FiringLog> firing_log_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_collected_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();

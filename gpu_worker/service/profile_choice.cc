@@ -39,4 +39,31 @@ absl::StatusOr<ProfileChoice> ChooseProfile(const ProfileOptions& options, const
   return ProfileChoice{std::move(found.profile), save_path};
 }
 
+void LogProfile(const ProfileChoice& choice, const model::Model& model) {
+  if (!model.hyperparameters().sparse()) return;
+  if (!choice.profile.has_value()) {
+    spdlog::info(
+        "no firing counts: the lowest numbered neurons become hot. 'isotherm profile' collects them");
+    return;
+  }
+  spdlog::info("neurons are placed by firing counts of {} tokens from {}", choice.profile->tokens,
+               choice.profile->source);
+}
+
+model::Profile AddOnline(const std::optional<model::Profile>& earlier, const Firings& firings) {
+  model::Profile profile = earlier.value_or(model::Profile());
+  profile.online = true;
+  profile.source = "serving";
+  profile.tokens += firings.tokens;
+  profile.counts.resize(firings.counts.size());
+  for (size_t layer = 0; layer < firings.counts.size(); ++layer) {
+    const std::vector<uint64_t>& counts = firings.counts[layer];
+    profile.counts[layer].resize(counts.size());
+    for (size_t neuron = 0; neuron < counts.size(); ++neuron) {
+      profile.counts[layer][neuron] += static_cast<double>(counts[neuron]);
+    }
+  }
+  return profile;
+}
+
 }  // namespace isotherm::gpu_worker

@@ -7,6 +7,7 @@
 #include "absl/status/statusor.h"
 #include "common/model/model.h"
 #include "common/model/profile.h"
+#include "gpu_worker/service/firing_log.h"
 
 namespace isotherm::gpu_worker {
 
@@ -30,6 +31,12 @@ struct ProfileChoice {
 // FailedPrecondition or InvalidArgument where options.path is no profile of this model. Another profile that
 // is not, found beside the model, is left alone with a warning.
 absl::StatusOr<ProfileChoice> ChooseProfile(const ProfileOptions& options, const model::Model& model);
+
+// For people, in the log.
+void LogProfile(const ProfileChoice& choice, const model::Model& model);
+
+// What was counted while serving, added to what earlier lives counted.
+model::Profile AddOnline(const std::optional<model::Profile>& earlier, const Firings& firings);
 
 }  // namespace isotherm::gpu_worker
 

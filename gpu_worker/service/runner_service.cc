@@ -221,6 +221,7 @@ grpc::Status RunnerService::Step(grpc::ServerContext* context,
     while (stream->Read(&request) && BeginStep()) {
       if (request.has_logits_region()) region = AttachOffered(shm_directory_, request.logits_region());
       const bool written = stream->Write(Answer(*engine, request, region.get()));
+      if (written && !draining()) engine->StepAhead();
       EndStep();
       if (!written || draining()) break;
     }

@@ -123,6 +123,16 @@ void RecordStep(const worker::v1::StepRequest& request, const worker::v1::StepSt
   }
 }
 
+void RecordStepAhead(bool asked_for) {
+  const auto counter = [](const char* outcome) {
+    return Registry::Global().GetCounter(
+        "isotherm_steps_ahead_total", "Steps computed before the gateway asked for the next one, by outcome.",
+        {{"outcome", outcome}});
+  };
+  static observe::Counter asked = counter("asked_for"), discarded = counter("discarded");
+  (asked_for ? asked : discarded).Add();
+}
+
 void RecordStepFailure(absl::StatusCode code) {
   Registry::Global()
       .GetCounter("isotherm_step_failures_total", "Steps that failed.",

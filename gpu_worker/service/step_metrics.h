@@ -14,6 +14,8 @@ namespace isotherm::gpu_worker {
 void RecordPlan(const MemoryPlan& plan, double step_seconds, const model::Hyperparameters& hyperparameters);
 void RecordStep(const worker::v1::StepRequest& request, const worker::v1::StepStatistics& statistics,
                 const Runner& runner, const model::Hyperparameters& hyperparameters);
+// A step that was computed before it was asked for, if it was.
+void RecordStepAhead(bool asked_for);
 void RecordStepFailure(absl::StatusCode code);
 void RecordPlacementEpoch(uint64_t epoch);
 // `neurons` became hot with this epoch, by copying `bytes` bytes.

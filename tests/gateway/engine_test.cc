@@ -50,6 +50,51 @@ TEST(EngineTest, StreamsTheModelsTokensAndText) {
   EXPECT_THAT(harness.runner.violations(), IsEmpty());
 }
 
+TEST(EngineTest, TheWorkerLearnsWhatWillFollowOnASequenceThatIsAlone) {
+  EngineHarness harness;
+  const GenerateTask greedy = harness.Task("the king said to his daughter", 40);
+  ASSERT_TRUE(harness.Submit(greedy)->Finish().ok());
+  const ToyRunner::Promises promises = harness.runner.promises();
+  EXPECT_EQ(promises.made, 39) << "all but the last token's";
+  EXPECT_EQ(promises.kept, 39);
+  EXPECT_EQ(promises.with_room, 39) << "also where a block ends";
+  EXPECT_THAT(harness.runner.violations(), IsEmpty());
+}
+
+TEST(EngineTest, TheWorkerIsPromisedNothingThatChanceOrOthersDecide) {
+  GenerateTask sampled, biased, penalized;
+  EngineHarness harness;
+  sampled = biased = penalized = harness.Task("the king said", 20);
+  sampled.sampling = SamplingOptions();
+  biased.sampling.logit_bias = {{kFirstToyPiece, 0.5}};
+  penalized.sampling.repetition_penalty = 1.1;
+  for (const GenerateTask& task : {sampled, biased, penalized}) {
+    ASSERT_TRUE(harness.Submit(task)->Finish().ok());
+    EXPECT_EQ(harness.runner.promises().made, 0);
+  }
+  harness.runner.CloseGate();
+  auto one = harness.Submit(harness.Task("the king said", 40));
+  auto other = harness.Submit(harness.Task("ab cd", 40));
+  ASSERT_TRUE(WaitFor([&] { return harness.runner.waiting_at_gate() > 0; }));
+  harness.runner.OpenGate();
+  ASSERT_TRUE(one->Finish().ok());
+  ASSERT_TRUE(other->Finish().ok());
+  EXPECT_EQ(harness.runner.largest_batch(), 2);
+  EXPECT_LT(harness.runner.promises().made, 20) << "while they run together";
+  EXPECT_THAT(harness.runner.violations(), IsEmpty());
+}
+
+TEST(EngineTest, NoPromiseGoesBeyondTheContext) {
+  EngineHarness harness(SmallCache(3));
+  GenerateTask task = harness.Task("ab cd", 1000);
+  ASSERT_LT(task.prompt.size(), 8u);
+  auto call = harness.Submit(task);
+  ASSERT_TRUE(call->Finish().ok());
+  EXPECT_EQ(call->complete->finish_reason(), v1::FINISH_REASON_CONTEXT_FULL);
+  EXPECT_EQ(harness.runner.promises().kept, harness.runner.promises().made);
+  EXPECT_THAT(harness.runner.violations(), IsEmpty());
+}
+
 TEST(EngineTest, TheWorkerLearnsWhoseSequencesBeginAndEnd) {
   EngineHarness harness;
   const observe::Trace trace = observe::BeginTrace("", "order-7");

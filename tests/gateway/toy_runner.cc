@@ -150,6 +150,7 @@ worker::v1::StepResponse ToyRunner::StepLocked(const worker::v1::StepRequest& re
   }
   ++steps_;
   CheckStep(request);
+  CheckPromise(request);
   worker::v1::StepSuccess success;
   int64_t rows = 0;
   bool refused = false;
@@ -158,6 +159,7 @@ worker::v1::StepResponse ToyRunner::StepLocked(const worker::v1::StepRequest& re
     output->set_sequence_id(slice.sequence_id());
     if (slice.has_trace()) traces_[slice.sequence_id()].push_back(slice.trace());
     ComputeSlice(slice, output);
+    NotePromise(slice, *output);
     rows += slice.tokens_size();
     for (const uint32_t token : slice.tokens()) refused = refused || token == refused_;
   }
@@ -204,6 +206,28 @@ void ToyRunner::CheckStep(const worker::v1::StepRequest& request) {
   }
   if (prefill_rows > options_.max_prefill_rows) violations_.push_back("too many prefill rows");
   if (decode_rows > options_.max_decode_rows) violations_.push_back("too many decode rows");
+}
+
+void ToyRunner::CheckPromise(const worker::v1::StepRequest& request) {
+  const std::optional<worker::v1::SequenceSlice> promised = std::exchange(promised_, std::nullopt);
+  if (!promised.has_value() || request.slices_size() != 1) return;
+  const worker::v1::SequenceSlice& slice = request.slices(0);
+  promises_.kept += slice.sequence_id() == promised->sequence_id() &&
+                    slice.position() == promised->position() && slice.tokens_size() == 1 &&
+                    slice.tokens(0) == promised->tokens(0);
+}
+
+void ToyRunner::NotePromise(const worker::v1::SequenceSlice& slice, const worker::v1::SliceOutput& output) {
+  if (!slice.continues_greedily()) return;
+  ++promises_.made;
+  promised_.emplace();
+  promised_->set_sequence_id(slice.sequence_id());
+  promised_->set_position(slice.position() + slice.tokens_size());
+  promises_.with_room += slice.block_table_size() * options_.block_size > promised_->position();
+  std::vector<float> logits(output.logits().size() / sizeof(float));
+  std::memcpy(logits.data(), output.logits().data(), output.logits().size());
+  const auto largest = std::max_element(logits.begin(), logits.end());
+  promised_->add_tokens(static_cast<uint32_t>(largest - logits.begin()));
 }
 
 std::optional<ToyRunner::Row>& ToyRunner::RowAt(const worker::v1::SequenceSlice& slice, uint32_t position) {
@@ -324,6 +348,11 @@ std::set<uint64_t> ToyRunner::ended() const {
 ToyRunner::Traces ToyRunner::traces() const {
   base::MutexLock lock(&mutex_);
   return traces_;
+}
+
+ToyRunner::Promises ToyRunner::promises() const {
+  base::MutexLock lock(&mutex_);
+  return promises_;
 }
 
 int64_t ToyRunner::largest_batch() const {

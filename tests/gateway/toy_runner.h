@@ -90,6 +90,12 @@ class ToyRunner {
   // Traces that came with slices, by sequence, in their order.
   using Traces = std::map<uint64_t, std::vector<worker::v1::TraceContext>>;
   Traces traces() const;
+  // Steps said to be followed by the one with the largest logit's token; of those, how many were, and how
+  // many of them with the block for it.
+  struct Promises {
+    int64_t made = 0, kept = 0, with_room = 0;
+  };
+  Promises promises() const;
   // Most slices and rows seen in one step.
   int64_t largest_batch() const;
   // Everything a step got wrong about blocks, rows or limits; empty if all is well.
@@ -106,6 +112,9 @@ class ToyRunner {
   void ComputeSlice(const worker::v1::SequenceSlice& slice, worker::v1::SliceOutput* output)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CheckStep(const worker::v1::StepRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CheckPromise(const worker::v1::StepRequest& request) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void NotePromise(const worker::v1::SequenceSlice& slice, const worker::v1::SliceOutput& output)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::optional<Row>& RowAt(const worker::v1::SequenceSlice& slice, uint32_t position)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // False: `patient` said no.
@@ -130,6 +139,8 @@ class ToyRunner {
   int64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
   std::set<uint64_t> ended_ ABSL_GUARDED_BY(mutex_);
   Traces traces_ ABSL_GUARDED_BY(mutex_);
+  Promises promises_ ABSL_GUARDED_BY(mutex_);
+  std::optional<worker::v1::SequenceSlice> promised_ ABSL_GUARDED_BY(mutex_);
   int64_t largest_batch_ ABSL_GUARDED_BY(mutex_) = 0;
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mutex_);
 };

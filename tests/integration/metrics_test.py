@@ -70,6 +70,7 @@ class MetricsTest(unittest.TestCase):
         self.assertEqual(REQUESTS * TOKENS, self.gpu_worker.total("isotherm_steps_total"))
         self.check_histogram(self.gpu_worker, "isotherm_step_seconds", REQUESTS * TOKENS)
         self.assertEqual(REQUESTS * TOKENS, self.gpu_worker.total("isotherm_logits_rows_total", transport="shm"))
+        self.assertEqual(0, self.gpu_worker.total("isotherm_steps_ahead_total"))
 
     def test_the_plan_predicts_steps_of_one_row(self):
         single = self.gpu_worker.total("isotherm_single_row_step_seconds_count")
