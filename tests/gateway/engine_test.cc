@@ -96,7 +96,7 @@ TEST(EngineTest, NoPromiseGoesBeyondTheContext) {
 }
 
 TEST(EngineTest, TheWorkerLearnsWhoseSequencesBeginAndEnd) {
-  EngineHarness harness;
+  EngineHarness harness(Slow());
   const observe::Trace trace = observe::BeginTrace("", "order-7");
   std::unique_ptr<TestCall> traced, untraced;
   {
