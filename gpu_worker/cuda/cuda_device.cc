@@ -49,14 +49,6 @@ int64_t SketchInputBytes(const FfnParameters& ffn, int64_t max_rows) {
 }
 int64_t ForkSketchInputBytes(const FfnParameters& ffn) { return SketchInputBytes(ffn, cuda::kSparseRows); }
 
-// So many of 64 bits, spread evenly.
-uint64_t SpreadBits(double share) {
-  const auto count = static_cast<int>(std::lround(64 * share));
-  uint64_t bits = 0;
-  for (int i = 0; i < 64; ++i) bits |= uint64_t{(i + 1) * count / 64 > i * count / 64} << i;
-  return bits;
-}
-
 int64_t PartialFloats(const FfnParameters& ffn) {
   return cuda::DownPartialFloats(ffn.ffn, ffn.hidden, cuda::kSparseRows);
 }
@@ -112,7 +104,7 @@ CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, int64
       context_bytes_(context_bytes),
       graphs_enabled_(options.graphs),
       stream_rows_(options.stream_rows),
-      bus_share_(SpreadBits(options.bus_share)),
+      bus_of_64_(static_cast<int>(std::lround(64 * options.bus_share))),
       look_ahead_(options.look_ahead),
       loader_pool_({.threads = options.loader_threads}),
       stream_(std::move(stream)),
@@ -250,7 +242,7 @@ void CudaDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch
 
 // Without it prefill is slower, and right.
 void CudaDevice::AttachColdStream() {
-  if (channel_->bundles() == nullptr || (stream_rows_ == 0 && bus_share_ == 0)) return;
+  if (channel_->bundles() == nullptr || (stream_rows_ == 0 && bus_of_64_ == 0)) return;
   auto stream = cuda::ColdStream::Attach(*channel_->bundles(), layers(), ffn_.ffn, cold_staging_.get());
   if (!stream.ok()) {
     spdlog::info("cold neurons cannot be brought to the GPU: {}", std::string(stream.status().message()));

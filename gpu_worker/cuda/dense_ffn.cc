@@ -104,9 +104,13 @@ absl::Status CudaDevice::StreamColdFfn(const FfnCall& call, const HotLayer& hot,
   return cold_stream_->ForEachBatch(
       call.layer, hot.layout, hot.hot_mask, placement_epoch_, stream(),
       [&](const cuda::ColdStream::Batch& batch) {
-        const cuda::NeuronSet neurons{
-            batch.bundles, hot.layout.bundle_bytes, batch.ids, batch.count, ffn_.hidden,
-            ffn_.ffn,      LayerFirings(call.layer)};
+        const cuda::NeuronSet neurons{.bundles = batch.bundles,
+                                      .bundle_bytes = hot.layout.bundle_bytes,
+                                      .ids = batch.ids,
+                                      .count = batch.count,
+                                      .hidden = ffn_.hidden,
+                                      .ffn = ffn_.ffn,
+                                      .firings = LayerFirings(call.layer)};
         return DenseFfn(call, {hot.layout, neurons, ColdCounters(call.layer), /*accumulate=*/true}, y);
       });
 }

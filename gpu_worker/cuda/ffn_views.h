@@ -9,7 +9,13 @@ namespace isotherm::gpu_worker::cuda {
 
 // `firings` is the layer's.
 inline NeuronSet Neurons(const HotLayer& hot, const FfnParameters& ffn, unsigned* firings) {
-  return {hot.bundles, hot.layout.bundle_bytes, hot.neuron_ids, hot.count, ffn.hidden, ffn.ffn, firings};
+  return {.bundles = hot.bundles,
+          .bundle_bytes = hot.layout.bundle_bytes,
+          .ids = hot.neuron_ids,
+          .count = hot.count,
+          .hidden = ffn.hidden,
+          .ffn = ffn.ffn,
+          .firings = firings};
 }
 
 inline BundleRow GateRow(const neuron::BundleLayout& layout) {

@@ -20,16 +20,16 @@ bool CudaDevice::SparseKernelsFit(int64_t rows) const {
 
 cuda::NeuronSet CudaDevice::BusNeurons(const FfnCall& call, const HotLayer& hot) const {
   const bool possible =
-      bus_share_ != 0 && direct_ != nullptr && cold_stream_ != nullptr && SparseKernelsFit(call.rows);
+      bus_of_64_ != 0 && direct_ != nullptr && cold_stream_ != nullptr && SparseKernelsFit(call.rows);
   if (!possible || hot.count == ffn_.ffn) return {};
   const uint8_t* const bundles = cold_stream_->Bundles(call.layer, hot.layout.bundle_bytes);
   if (bundles == nullptr) return {};
   cuda::NeuronSet set = cuda::Neurons(hot, ffn_, LayerFirings(call.layer));
   set.bundles = bundles;
   set.ids = nullptr;
-  set.count = ffn_.ffn;
+  set.of_64 = bus_of_64_;
+  set.count = ffn_.ffn / 64 * bus_of_64_ + std::min<int64_t>(bus_of_64_, ffn_.ffn % 64);
   set.without = hot.hot_mask;
-  set.share = bus_share_;
   return set;
 }
 
@@ -81,7 +81,8 @@ cuda::ExchangeCall CudaDevice::MakeExchange(const FfnCall& call, const HotLayer&
   made.masks = call.masks;
   made.hot_mask = hot.hot_mask;
   made.gate = call.gate;
-  made.computed_here = BusNeurons(call, hot).share;
+  const cuda::NeuronSet bus = BusNeurons(call, hot);
+  if (bus.count > 0) made.computed_here = ~uint64_t{0} >> (64 - bus.of_64);
   return made;
 }
 

@@ -5,10 +5,12 @@
 namespace isotherm::gpu_worker::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMostPairs = kMostHeadDim / (2 * kWarp);  // a lane's pairs of columns
-constexpr int kTokensAhead = 4;
+// Tokens of a warp whose keys, or values, are on their way at once: what registers leave room for.
+template <int kGroup>
+inline constexpr int kTokensAhead = kGroup < 8 ? 8 : 4;
 
 // Softmax over part of a context: the largest score, the sum of exp(score - max); the weighted values lie
 // apart.
@@ -44,16 +46,31 @@ struct Work {
   }
 };
 
+// Has the second-level cache fetch keys and values of count tokens from `first` on. What kernels before this
+// one write of them, the last token's, they write to that cache.
+template <KvType kType>
+__device__ void FetchTokens(const Work<kType>& work, int first, int count) {
+  constexpr int kLine = 128;
+  const int row_bytes = static_cast<int>(KvRowBytes<kType>(work.kv.head_dim));
+  const int lines = CeilDiv(row_bytes, kLine);
+  for (int i = threadIdx.x; i < count * lines; i += kThreads) {
+    const int token = first + i / lines, offset = i % lines * kLine;
+    FetchLine(work.K(token) + offset);
+    FetchLine(work.V(token) + offset);
+  }
+}
+
 // scores[g][t] = scale * q[g] . K[first + t], t < count. A warp has a token, its lanes the columns.
 template <KvType kType, int kGroup>
 __device__ void Scores(const Work<kType>& work, const float* q, float scale, int first, int count,
                        float (*scores)[kSplitTokens]) {
+  constexpr int kAhead = kTokensAhead<kGroup>;
   const int lane = threadIdx.x % kWarp;
   const auto head_dim = static_cast<int>(work.kv.head_dim);
-  for (int base = threadIdx.x / kWarp * kTokensAhead; base < count; base += kWarps * kTokensAhead) {
-    float2 keys[kTokensAhead][kMostPairs];
+  for (int base = threadIdx.x / kWarp * kAhead; base < count; base += kWarps * kAhead) {
+    float2 keys[kAhead][kMostPairs];
 #pragma unroll
-    for (int a = 0; a < kTokensAhead; ++a) {
+    for (int a = 0; a < kAhead; ++a) {
       const uint8_t* row = work.K(first + min(base + a, count - 1));
 #pragma unroll
       for (int i = 0; i < kMostPairs; ++i) {
@@ -64,19 +81,19 @@ __device__ void Scores(const Work<kType>& work, const float* q, float scale, int
 #pragma unroll
     for (int g = 0; g < kGroup; ++g) {
       if (g >= work.group) break;
-      float dots[kTokensAhead] = {};
+      float dots[kAhead] = {};
 #pragma unroll
       for (int i = 0; i < kMostPairs; ++i) {
         const int column = 2 * (lane + kWarp * i);
         if (column >= head_dim) break;
         const float2 query = *reinterpret_cast<const float2*>(q + g * head_dim + column);
 #pragma unroll
-        for (int a = 0; a < kTokensAhead; ++a) {
+        for (int a = 0; a < kAhead; ++a) {
           dots[a] = fmaf(query.y, keys[a][i].y, fmaf(query.x, keys[a][i].x, dots[a]));
         }
       }
 #pragma unroll
-      for (int a = 0; a < kTokensAhead; ++a) {
+      for (int a = 0; a < kAhead; ++a) {
         const float dot = WarpSum(dots[a]);
         if (lane == 0 && base + a < count) scores[g][base + a] = dot * scale;
       }
@@ -102,13 +119,14 @@ __device__ void ToWeights(int group, int count, float (*scores)[kSplitTokens], S
 template <KvType kType, int kGroup>
 __device__ void Values(const Work<kType>& work, const float (*weights)[kSplitTokens], int first, int count,
                        float* warp_values) {
+  constexpr int kAhead = kTokensAhead<kGroup>;
   const int lane = threadIdx.x % kWarp;
   const auto head_dim = static_cast<int>(work.kv.head_dim);
   float2 sums[kGroup][kMostPairs] = {};
-  for (int base = threadIdx.x / kWarp; base < count; base += kWarps * kTokensAhead) {
-    float2 values[kTokensAhead][kMostPairs];
+  for (int base = threadIdx.x / kWarp; base < count; base += kWarps * kAhead) {
+    float2 values[kAhead][kMostPairs];
 #pragma unroll
-    for (int a = 0; a < kTokensAhead; ++a) {
+    for (int a = 0; a < kAhead; ++a) {
       const uint8_t* row = work.V(first + min(base + kWarps * a, count - 1));
 #pragma unroll
       for (int i = 0; i < kMostPairs; ++i) {
@@ -117,7 +135,7 @@ __device__ void Values(const Work<kType>& work, const float (*weights)[kSplitTok
       }
     }
 #pragma unroll
-    for (int a = 0; a < kTokensAhead; ++a) {
+    for (int a = 0; a < kAhead; ++a) {
       const int t = base + kWarps * a;
       if (t >= count) break;
 #pragma unroll
@@ -156,7 +174,7 @@ __global__ void __launch_bounds__(kThreads)
     AttentionKernel(SequenceRows sequences, kernels::PagedKv kv, const float* q, int64_t heads, float scale,
                     float* partials, float* out) {
   extern __shared__ float shared[];
-  JoinChain();
+  LetNextStart();
   __shared__ Softmax parts[kGroup], state[kGroup];
   const int64_t row = blockIdx.x;
   const int64_t per_kv_head = heads / kv.kv_heads;
@@ -168,6 +186,9 @@ __global__ void __launch_bounds__(kThreads)
   const Work<kType> work{kv, sequences.block_tables + sequences.table_offsets[row], kv_head,
                          static_cast<int>(min(static_cast<int64_t>(kGroup), per_kv_head - in_head))};
   const int cells = work.group * static_cast<int>(kv.head_dim);
+  const int begin = static_cast<int>(blockIdx.z * kSplitTokens);
+  FetchTokens(work, begin, min(static_cast<int>(kSplitTokens), length - begin));
+  AwaitPrevious();
 
   auto scores = reinterpret_cast<float(*)[kSplitTokens]>(shared);
   float* queries = shared + kGroup * kSplitTokens;
@@ -177,7 +198,7 @@ __global__ void __launch_bounds__(kThreads)
     queries[i] = q[(row * heads + first_head) * kv.head_dim + i];
 
   const int step = static_cast<int>(gridDim.z * kSplitTokens);
-  for (int first = blockIdx.z * kSplitTokens; first < length; first += step) {
+  for (int first = begin; first < length; first += step) {
     const int count = min(static_cast<int>(kSplitTokens), length - first);
     __syncthreads();
     Scores<kType, kGroup>(work, queries, scale, first, count, scores);
@@ -186,7 +207,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     Values<kType, kGroup>(work, scores, first, count, warp_values);
     __syncthreads();
-    const bool is_first = first == static_cast<int>(blockIdx.z * kSplitTokens);
+    const bool is_first = first == begin;
     for (int i = threadIdx.x; i < cells; i += kThreads) {
       float sum = 0;
 #pragma unroll
@@ -204,7 +225,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  if (static_cast<int>(blockIdx.z * kSplitTokens) >= length) return;
+  if (begin >= length) return;
   for (int i = threadIdx.x; i < cells; i += kThreads) {
     const int64_t head = row * heads + first_head + i / kv.head_dim;
     if (gridDim.z == 1) {
@@ -240,6 +261,14 @@ __global__ void MergeSplits(const int32_t* positions, const float* partials, int
   }
 }
 
+// Query heads to a block: as many as share a KV head, so that it is read once, unless that leaves
+// multiprocessors without work. `pieces` of KV heads there are in all.
+int64_t HeadsTogether(int64_t pieces, int64_t per_kv_head) {
+  int64_t group = per_kv_head == 1 ? 1 : per_kv_head <= 4 ? 4 : 8;
+  while (group > 1 && pieces * CeilDiv(per_kv_head, group) < Multiprocessors()) group = group == 8 ? 4 : 1;
+  return group;
+}
+
 template <KvType kType, int kGroup>
 cudaError_t Launch(const SequenceRows& sequences, const kernels::PagedKv& kv, const float* q, int64_t heads,
                    float scale, int64_t splits, float* partials, float* out, cudaStream_t stream) {
@@ -263,11 +292,9 @@ cudaError_t Attention(const SequenceRows& sequences, const kernels::PagedKv& kv,
                       int64_t heads, float scale, int64_t splits, float* partials, float* out,
                       cudaStream_t stream) {
   if (kv.head_dim % 2 != 0 || kv.head_dim > kMostHeadDim) return cudaErrorInvalidValue;
-  const int64_t per_kv_head = heads / kv.kv_heads;
+  const int64_t group = HeadsTogether(sequences.rows * kv.kv_heads * splits, heads / kv.kv_heads);
   const cudaError_t error = DispatchKvType(kv.type, [&]<KvType kType>() {
-    const auto launch = per_kv_head == 1   ? Launch<kType, 1>
-                        : per_kv_head <= 4 ? Launch<kType, 4>
-                                           : Launch<kType, 8>;
+    const auto launch = group == 1 ? Launch<kType, 1> : group == 4 ? Launch<kType, 4> : Launch<kType, 8>;
     return launch(sequences, kv, q, heads, scale, splits, partials, out, stream);
   });
   if (error != cudaSuccess || splits == 1) return error;

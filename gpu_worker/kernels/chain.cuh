@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <utility>
 
 #include "gpu_worker/kernels/launch.h"
@@ -25,6 +26,11 @@ __device__ inline void AwaitPrevious() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+// Has the second-level cache fetch a line of 128 bytes. What lies there may yet be written.
+__device__ inline void FetchLine(const uint8_t* line) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
 }
 
 // For kernels that have nothing to do before.

@@ -17,7 +17,7 @@ using SystemWord = ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_system>;
 
 constexpr int kThreads = 256;
 constexpr int kScanThreads = 1024;
-constexpr int kMergeThreads = 1024;
+constexpr int kMergeThreads = 256;
 
 __device__ uint64_t NowNs() {
   uint64_t now;
@@ -160,73 +160,79 @@ __device__ ExchangeFailure Poll(const ExchangeRegion& region, uint32_t sequence,
   }
 }
 
-// By one thread: waits for the answer and takes the time.
-__device__ void Await(const ExchangeRegion& region, ExchangeState* state, ExchangeRecord* record) {
-  const uint64_t begin_ns = NowNs();
-  state->failure = Poll(region, state->sequence, begin_ns + region.timeout_ns);
-  const uint64_t now_ns = NowNs();
-  record->latency_ns = now_ns - state->rung_at_ns;
-  record->wait_ns = now_ns - begin_ns;
-}
-
-// By one thread: whether the answer is to this request, and what it says of itself.
-__device__ void CheckAnswer(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
-                            ExchangeRecord* record) {
+// By one thread: what the answer says of itself, or a failure if it is to another request.
+__device__ ExchangeFailure CheckAnswer(const ExchangeRegion& region, const ExchangeCall& call,
+                                       const ExchangeState& state, ExchangeRecord* record) {
   // Read once: the peer could change it between a check and a use.
   Descriptor answer;
   const auto* const words =
-      reinterpret_cast<const volatile uint64_t*>(Slot(region, state->sequence) + region.answer);
+      reinterpret_cast<const volatile uint64_t*>(Slot(region, state.sequence) + region.answer);
   for (size_t i = 0; i < sizeof(answer) / sizeof(uint64_t); ++i)
     reinterpret_cast<uint64_t*>(&answer)[i] = words[i];
-  if (!Echoes(answer, region, call, *state)) {
-    state->failure = ExchangeFailure::kWrongAnswer;
-    return;
-  }
+  if (!Echoes(answer, region, call, state)) return ExchangeFailure::kWrongAnswer;
   record->compute_ns = answer.compute_ns;
   record->computed = answer.computed;
   record->active = answer.active;
   record->gate_values = answer.gate_value_count;
   record->answered = 1;
+  return ExchangeFailure::kNone;
+}
+
+// By one thread of all: what became of the exchange.
+__device__ void RecordAnswer(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
+                             ExchangeRecord* record, uint64_t begin_ns) {
+  const uint64_t now_ns = NowNs();
+  record->latency_ns = now_ns - state->rung_at_ns;
+  record->wait_ns = now_ns - begin_ns;
+  const ExchangeFailure failure = CheckAnswer(region, call, *state, record);
+  if (failure != ExchangeFailure::kNone) state->failure = failure;
+}
+
+// By all threads of a block. False if there is none, which is a failure of the pass.
+__device__ bool AwaitAnswer(const ExchangeRegion& region, uint32_t sequence, ExchangeState* state) {
+  __shared__ ExchangeFailure failure;
+  if (threadIdx.x == 0) {
+    failure = Poll(region, sequence, NowNs() + region.timeout_ns);
+    if (failure != ExchangeFailure::kNone) state->failure = failure;
+  }
+  __syncthreads();
+  return failure == ExchangeFailure::kNone;
 }
 
 // As many F32 values as hidden states allow to be moved together.
-template <typename Values>
-__device__ void AddTo(Values& sum, const Values& part);
-template <>
-__device__ void AddTo(float& sum, const float& part) {
-  sum += part;
-}
-template <>
-__device__ void AddTo(float4& sum, const float4& part) {
-  sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+__device__ float Sum(const float& a, const float& b) { return a + b; }
+__device__ float4 Sum(const float4& a, const float4& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }
 
-// y += the answer, which is on its way from host memory while its descriptor is checked: so many values a
-// thread together, which for eight rows of 4,096 makes two round trips.
+// y += the answer. Every block waits for it by itself, and has its first sums at hand then. A failure makes
+// the pass void: no block minds what another one makes of it.
 template <typename Values>
 __device__ void Merge(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
                       ExchangeRecord* record, float* y) {
   constexpr int kAhead = 4;
-  const auto* const answer = reinterpret_cast<const Values*>(Slot(region, state->sequence) + region.y);
+  const uint64_t begin_ns = NowNs();
+  const uint32_t sequence = state->sequence;
+  const auto* const answer = reinterpret_cast<const Values*>(Slot(region, sequence) + region.y);
   auto* const sums = reinterpret_cast<Values*>(y);
   const int64_t count = call.rows * call.hidden / static_cast<int64_t>(sizeof(Values) / sizeof(float));
-  for (int64_t first = 0; first < count; first += kAhead * kMergeThreads) {
-    Values parts[kAhead];
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kMergeThreads;
+  int64_t first = static_cast<int64_t>(blockIdx.x) * kMergeThreads + threadIdx.x;
+  Values before[kAhead], parts[kAhead];
+  const auto for_each = [&](const auto& use) {
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      const int64_t i = first + a * kMergeThreads + threadIdx.x;
-      if (i < count) parts[a] = __ldcv(answer + i);
+      if (first + a * step < count) use(a, first + a * step);
     }
-    if (first == 0) {
-      if (threadIdx.x == 0) CheckAnswer(region, call, state, record);
-      __syncthreads();
-      if (*const_cast<volatile ExchangeFailure*>(&state->failure) != ExchangeFailure::kNone) return;
-    }
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      const int64_t i = first + a * kMergeThreads + threadIdx.x;
-      if (i < count) AddTo(sums[i], parts[a]);
-    }
+  };
+  for_each([&](int a, int64_t i) { before[a] = sums[i]; });
+  if (!AwaitAnswer(region, sequence, state)) return;
+  while (first < count) {
+    for_each([&](int a, int64_t i) { parts[a] = __ldcv(answer + i); });
+    if (first == 0) RecordAnswer(region, call, state, record, begin_ns);
+    for_each([&](int a, int64_t i) { sums[i] = Sum(before[a], parts[a]); });
+    first += kAhead * step;
+    for_each([&](int a, int64_t i) { before[a] = sums[i]; });
   }
 }
 
@@ -235,11 +241,6 @@ __global__ void __launch_bounds__(kMergeThreads)
                     float* y) {
   JoinChain();
   if (state->failure != ExchangeFailure::kNone) return;
-  __syncthreads();
-  if (threadIdx.x == 0) Await(region, state, record);
-  __syncthreads();
-  if (*const_cast<volatile ExchangeFailure*>(&state->failure) != ExchangeFailure::kNone) return;
-  __syncthreads();  // before the check may set it
   if (call.hidden % 4 == 0) {
     Merge<float4>(region, call, state, record, y);
   } else {
@@ -270,7 +271,12 @@ cudaError_t ExpectCold(const ExchangeRegion& region, const ExchangeCall& call, E
 
 cudaError_t MergeCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
                       ExchangeRecord* record, float* y, cudaStream_t stream) {
-  return LaunchChained(MergeColdKernel, 1, kMergeThreads, 0, stream, region, call, state, record, y);
+  // One multiprocessor alone would not bring an answer over the bus as fast as it can be had.
+  constexpr int64_t kBlockFloats = 4 * kMergeThreads;
+  constexpr int64_t kMostBlocks = 8;
+  const int64_t blocks = std::min(kMostBlocks, CeilDiv(call.rows * call.hidden, kBlockFloats));
+  return LaunchChained(MergeColdKernel, static_cast<unsigned>(blocks), kMergeThreads, 0, stream, region, call,
+                       state, record, y);
 }
 
 }  // namespace isotherm::gpu_worker::cuda

@@ -71,7 +71,8 @@ cudaError_t SendCold(const ExchangeRegion& region, const ExchangeCall& call, Exc
 // call.layer is the layer, and rings the other doorbell.
 cudaError_t ExpectCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
                        cudaStream_t stream);
-// One thread polls, bounded by the region's time-out; then y [rows, hidden] += the answer.
+// Waits for the answer, bounded by the region's time-out; then y [rows, hidden] += the answer. After a
+// failure y is anything.
 cudaError_t MergeCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
                       ExchangeRecord* record, float* y, cudaStream_t stream);
 

@@ -2,7 +2,8 @@
 
 #include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/mat_mul.h"
-#include "gpu_worker/kernels/staged_input.cuh"
+#include "gpu_worker/kernels/tile_dots.cuh"
+#include "gpu_worker/kernels/token_batches.cuh"
 
 namespace isotherm::gpu_worker::cuda {
 namespace {
@@ -53,18 +54,22 @@ struct Factors {
   }
 };
 
-// Has the second-level cache fetch the head of the warp's first row, a line a lane: weights depend on no
-// other kernel, so that memory is busy while the kernels before this one finish. With more than 17 MB in all
-// (264 blocks) lines would push each other out.
-__device__ void FetchFirstRow(const Factors& factors, int size, int64_t group, int64_t row_bytes) {
+// Has the second-level cache fetch the rows from `first` on of matrix m, at most `rows` of them and `left`
+// bytes, a line a thread of `threads`; takes what it fetched from `left`. Weights depend on no other kernel:
+// memory is busy with them while the kernels before this one finish, or wait for the CPU worker.
+__device__ void FetchRows(const Factors& factors, int m, int64_t first, int64_t rows, int thread, int threads,
+                          int64_t& left) {
   constexpr int64_t kLine = 128;
-  if (group >= factors.Groups(size)) return;
-  const int m = factors.Find(size, group);
-  const int64_t offset = threadIdx.x % kWarp * kLine;
-  if (offset >= row_bytes) return;
-  asm volatile(
-      "prefetch.global.L2 [%0];" ::"l"(factors.weights[m] + group * size * factors.stride[m] + offset));
+  const int64_t bytes = min(min(rows, factors.rows[m] - first) * factors.stride[m], left);
+  const uint8_t* const begin = factors.weights[m] + first * factors.stride[m];
+  for (int64_t offset = thread * kLine; offset < bytes; offset += threads * kLine) {
+    FetchLine(begin + offset);
+  }
+  left -= bytes;
 }
+
+// What a block of so many fetches ahead: more would push out of the cache what was fetched before.
+int64_t BlockAheadBytes(int64_t blocks) { return DeviceAttribute(cudaDevAttrL2CacheSize) / 3 * 2 / blocks; }
 
 template <int kRows, int kBatch>
 __device__ void StoreSums(const Factors& factors, int m, int64_t first, const float (&sums)[kRows][kBatch],
@@ -107,19 +112,25 @@ __device__ void AddParts(const RowPart& part, float (&sums)[kRows][kBatch]) {
 // So many warps after one another share kRows rows, `sharing` divides a block's.
 template <typename D, int kRows, int kBatch>
 __global__ void __launch_bounds__(kMostThreads, kBatch == 1 ? 2 : 1)
-    MatMulKernel(const __grid_constant__ Factors factors, int sharing, int64_t columns, int64_t row_bytes,
+    MatMulKernel(const __grid_constant__ Factors factors, int sharing, int64_t columns, int64_t ahead_bytes,
                  const float* x, int64_t batch) {
   extern __shared__ float4 memory[];
   const int warps = blockDim.x / kWarp, warp = threadIdx.x / kWarp;
   const RowPart part{warp % sharing, sharing};
   const int64_t groups_each = warps / sharing;  // of the block, at a time
   const int64_t begin = blockIdx.x * groups_each, step = gridDim.x * groups_each;
+  const int64_t groups = factors.Groups(kRows);
   LetNextStart();
-  FetchFirstRow(factors, kRows, begin + warp / sharing, row_bytes);
+  int64_t left = ahead_bytes / groups_each;
+  for (int64_t group = begin + warp / sharing; group < groups && left > 0; group += step) {
+    int64_t within = group;
+    const int m = factors.Find(kRows, within);
+    FetchRows(factors, m, within * kRows, kRows, static_cast<int>(threadIdx.x) % (sharing * kWarp),
+              sharing * kWarp, left);
+  }
   AwaitPrevious();
   StagedInput<D, kBatch> input(memory, columns);
   input.Fill(x, columns, batch);
-  const int64_t groups = factors.Groups(kRows);
   // The block's warps stay together for the barriers of AddParts.
   for (int64_t base = begin; base < groups; base += step) {
     int64_t group = base + warp / sharing;
@@ -140,8 +151,8 @@ __global__ void __launch_bounds__(kMostThreads, kBatch == 1 ? 2 : 1)
 }
 
 template <typename D, int kRows, int kBatch>
-cudaError_t LaunchMatMul(const Factors& factors, int64_t columns, int64_t row_bytes, const float* x,
-                         int64_t batch, cudaStream_t stream) {
+cudaError_t LaunchMatMul(const Factors& factors, int64_t columns, const float* x, int64_t batch,
+                         cudaStream_t stream) {
   // Two blocks of sixteen warps keep a multiprocessor's loads in flight, and x is staged only so often.
   constexpr int64_t kBlocksEach = 2;
   const int64_t most_blocks = kBlocksEach * Multiprocessors();
@@ -160,7 +171,68 @@ cudaError_t LaunchMatMul(const Factors& factors, int64_t columns, int64_t row_by
   }
   const int64_t blocks = std::min(most_blocks, CeilDiv<int64_t>(warps, threads / kWarp));
   return LaunchChained(kernel, static_cast<unsigned>(blocks), threads, shared, stream, factors, sharing,
-                       columns, row_bytes, x, batch);
+                       columns, BlockAheadBytes(blocks), x, batch);
+}
+
+// Blocks take tiles in turn. Weights depend on no other kernel, so that the first ones are on their way while
+// the kernels before this one finish.
+template <typename D, int kBatch>
+__global__ void __launch_bounds__(kTileThreads<kBatch>, kTileRegisterBlocks<kBatch>)
+    TileMatMulKernel(const __grid_constant__ Factors factors, int sharing, int64_t columns,
+                     int64_t ahead_bytes, const float* x, int64_t batch) {
+  extern __shared__ float4 memory[];
+  TileInput<D, kBatch> input(memory, columns);
+  TileDots<D, kBatch> dots(input, columns, sharing);
+  const typename TileDots<D, kBatch>::Tiles tiles{static_cast<int>(blockIdx.x) * dots.groups(),
+                                                  static_cast<int>(factors.Groups(kTileRows)),
+                                                  static_cast<int>(gridDim.x) * dots.groups()};
+  const auto rows = [&](int64_t tile, int i) -> const uint8_t* {
+    const int m = factors.Find(kTileRows, tile);
+    const int64_t row = tile * kTileRows + i;
+    return row < factors.rows[m] ? factors.weights[m] + row * factors.stride[m] : nullptr;
+  };
+  LetNextStart();
+  dots.Start(tiles, rows);
+  int64_t left = ahead_bytes;
+  for (int first = tiles.begin; first < tiles.end && left > 0; first += tiles.step) {
+    for (int i = first; i < min(first + dots.groups(), tiles.end); ++i) {
+      int64_t tile = i;
+      const int m = factors.Find(kTileRows, tile);
+      FetchRows(factors, m, tile * kTileRows, kTileRows, static_cast<int>(threadIdx.x),
+                static_cast<int>(blockDim.x), left);
+    }
+  }
+  AwaitPrevious();
+  input.Fill(x, batch);
+  dots.Run(tiles, rows, [&](int64_t tile, int i, int b, float sum) {
+    const int m = factors.Find(kTileRows, tile);
+    const int64_t row = tile * kTileRows + i;
+    if (row >= factors.rows[m] || b >= batch) return;
+    factors.y[m][b * factors.rows[m] + row] = factors.bias[m] == nullptr ? sum : sum + factors.bias[m][row];
+  });
+}
+
+// Whether tiles of the matrices keep memory busy: not if they are few or narrow, as a low-rank predictor's
+// are. A function of the matrices alone, as SharingWarps.
+template <typename D>
+bool FillsTiles(const Factors& factors, int64_t columns) {
+  return factors.Groups(kTileRows) >= Multiprocessors() && Chunks<D>(columns) >= 2 * kWarp;
+}
+
+template <typename D, int kBatch>
+cudaError_t LaunchTileMatMul(const Factors& factors, int64_t columns, const float* x, int64_t batch,
+                             cudaStream_t stream) {
+  const auto kernel = TileMatMulKernel<D, kBatch>;
+  const int64_t shared = TileInput<D, kBatch>::Bytes(columns);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error != cudaSuccess) return error;
+  const int sharing = TileSharing<D>(columns);
+  const int64_t groups = kTileThreads<kBatch> / kWarp / sharing;
+  const int64_t blocks = std::min<int64_t>(kTileBlocks<kBatch> * Multiprocessors(),
+                                           CeilDiv<int64_t>(factors.Groups(kTileRows), groups));
+  return LaunchChained(kernel, static_cast<unsigned>(blocks), kTileThreads<kBatch>, shared, stream, factors,
+                       sharing, columns, BlockAheadBytes(blocks), x, batch);
 }
 
 template <typename D>
@@ -215,16 +287,18 @@ cudaError_t MatMul(const Product* products, int count, const float* x, int64_t r
   if (count < 1 || count > kMostProducts) return cudaErrorInvalidValue;
   const kernels::WeightMatrix& weight = products[0].weight;
   const int64_t columns = weight.columns;
-  const int64_t row_bytes = kernels::PackedRowBytes(weight.type, columns);
   return ForEachBatch(weight.type, columns, rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
     const Factors factors = Collect(products, count, first);
     const float* const inputs = x + first * columns;
+    if constexpr (HasTiles<D>) {
+      if (FillsTiles<D>(factors, columns))
+        return LaunchTileMatMul<D, kBatch>(factors, columns, inputs, batch, stream);
+    }
     if constexpr (kBatch == 1) {
       if (Chunks<D>(columns) <= kWarp)
-        return LaunchMatMul<D, kShortRows, 1>(factors, columns, row_bytes, inputs, batch, stream);
+        return LaunchMatMul<D, kShortRows, 1>(factors, columns, inputs, batch, stream);
     }
-    return LaunchMatMul<D, kSharedRows<D, kBatch>, kBatch>(factors, columns, row_bytes, inputs, batch,
-                                                           stream);
+    return LaunchMatMul<D, kSharedRows<D, kBatch>, kBatch>(factors, columns, inputs, batch, stream);
   });
 }
 

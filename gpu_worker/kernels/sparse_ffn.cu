@@ -2,56 +2,43 @@
 
 #include "common/neuron/mask.h"
 #include "gpu_worker/kernels/activation.cuh"
+#include "gpu_worker/kernels/block_share.cuh"
 #include "gpu_worker/kernels/chain.cuh"
 #include "gpu_worker/kernels/sparse_ffn.h"
-#include "gpu_worker/kernels/staged_input.cuh"
+#include "gpu_worker/kernels/tile_dots.cuh"
+#include "gpu_worker/kernels/token_batches.cuh"
 
 namespace isotherm::gpu_worker::cuda {
 namespace {
 
 constexpr int kThreads = 512;
 
-// Selects sums[lane] without an index into registers.
-template <int kBatch>
-__device__ float Mine(const float (&sums)[kBatch]) {
-  float mine = 0;
-#pragma unroll
-  for (int b = 0; b < kBatch; ++b) mine = threadIdx.x % kWarp == b ? sums[b] : mine;
-  return mine;
-}
+// Scattered rows seldom fill a tile. That pays where decoding is the larger part of the work; a warp has more
+// of an F16 row under way.
+template <typename D>
+inline constexpr bool kGathersTiles = HasTiles<D>&& HasOneScale<D>;
 
-// Of the warp that has neuron k: in how many of its lanes' rows it fires. No other warp of the launch has it.
-__device__ unsigned CountFirings(const NeuronSet& neurons, int64_t k, bool fires) {
-  const unsigned count = __popc(__ballot_sync(kAllLanes, fires));
-  if (count != 0 && neurons.firings != nullptr && threadIdx.x % kWarp == 0) {
-    neurons.firings[Id(neurons, k)] += count;
-  }
-  return count;
-}
+// Without tiles a thread needs fewer registers.
+template <typename D, int kBatch>
+inline constexpr int kRowBlocks =
+    kGathersTiles<D> || kBatch > 1 ? kTileBlocks<kBatch> : kTileBlocks<kBatch> + 1;
 
-// Both parts in one grid, the bus's first, as they take longest.
-struct Shares {
-  FfnParts parts;
-  unsigned bus_blocks;
-  unsigned hot_blocks;
+// Of a thread, then of all.
+struct Tally {
+  unsigned long long computed = 0, active = 0;
 
-  unsigned all_blocks() const { return bus_blocks + hot_blocks; }
-};
-
-// The block's own part, and which of its neurons.
-struct BlockShare {
-  const FfnPart& part;
-  int64_t begin, end;
-
-  __device__ explicit BlockShare(const Shares& shares)
-      : part(blockIdx.x < shares.bus_blocks ? shares.parts.bus : shares.parts.hot) {
-    const bool bus = blockIdx.x < shares.bus_blocks;
-    const int64_t block = bus ? blockIdx.x : blockIdx.x - shares.bus_blocks;
-    const int64_t blocks = bus ? shares.bus_blocks : shares.hot_blocks;
-    begin = part.neurons.count * block / blocks;
-    end = part.neurons.count * (block + 1) / blocks;
+  __device__ void AddTo(FfnCounters* counters) {
+    computed = WarpSum(computed);
+    active = WarpSum(active);
+    if (threadIdx.x % kWarp != 0) return;
+    if (computed != 0) atomicAdd(&counters->computed, computed);
+    if (active != 0) atomicAdd(&counters->active, active);
   }
 };
+
+__device__ void CountFiring(const NeuronSet& neurons, int64_t k) {
+  if (neurons.firings != nullptr) atomicAdd(&neurons.firings[Id(neurons, k)], 1u);
+}
 
 // Places of the block's own share of the neurons, those that have work.
 struct BlockNeurons {
@@ -59,63 +46,208 @@ struct BlockNeurons {
   int32_t places[kMost];
   int count;
 
-  // By all threads; has_work(k) tells. Ends with a barrier. The order is arbitrary, as no neuron's result
-  // depends on it.
-  template <typename HasWork>
-  __device__ void Collect(const BlockShare& share, const HasWork& has_work) {
+  // By all threads; has_work(i) tells whether place(i), i in [begin, end), does. Ends with a barrier. The
+  // order is arbitrary, as no neuron's result depends on it.
+  template <typename Place, typename HasWork>
+  __device__ void Collect(int64_t begin, int64_t end, const Place& place, const HasWork& has_work) {
     if (threadIdx.x == 0) count = 0;
     __syncthreads();
-    for (int64_t k = share.begin + threadIdx.x; k < share.end; k += kThreads) {
+    for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
+      const int64_t k = place(i);
       if (has_work(k)) places[atomicAdd(&count, 1)] = static_cast<int32_t>(k);
     }
     __syncthreads();
   }
 };
 
+// How a block multiplies rows, given by where they lie, with the token rows: done(i, b, product) is called by
+// one thread for row i < count and token row b < kBatch, and a barrier follows. Start may be called before,
+// with the same arguments, to have loads under way.
+
+// A warp has a row, and reads as much of it at once as it can: what the bus wants.
 template <typename D, int kBatch>
-__global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
-    GateRowsKernel(const __grid_constant__ Shares shares, BundleRow gate, int64_t up_offset, FfnRows rows,
-                   GateActivation activation) {
-  JoinChain();
+class WarpRows {
+ public:
+  __device__ WarpRows(void* memory, int64_t columns)
+      : input_(static_cast<float4*>(memory), columns), columns_(columns) {}
+
+  template <typename Row>
+  __device__ void Start(int, const Row&) {}
+  __device__ void Fill(const float* x, int64_t batch) { input_.Fill(x, columns_, batch); }
+
+  template <typename Row, typename Done>
+  __device__ void Run(int count, const Row& row, const Done& done) {
+    const int warps = static_cast<int>(blockDim.x) / kWarp, lane = threadIdx.x % kWarp;
+    for (int i = threadIdx.x / kWarp; i < count; i += warps) {
+      const uint8_t* const rows[1] = {row(i)};
+      float sums[1][kBatch];
+      DotRows<D>(rows, columns_, input_, sums);
+      // Selects sums[0][lane] without an index into registers.
+      float mine = 0;
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) mine = lane == b ? sums[0][b] : mine;
+      if (lane < kBatch) done(i, lane, mine);
+    }
+    __syncthreads();
+  }
+
+ private:
+  StagedInput<D, kBatch> input_;
+  int64_t columns_;
+};
+
+// Sixteen rows to a tile.
+template <typename D, int kBatch>
+class TileRows {
+ public:
+  __device__ TileRows(void* memory, int64_t columns, int sharing)
+      : input_(memory, columns), dots_(input_, columns, sharing) {}
+
+  template <typename Row>
+  __device__ __forceinline__ void Start(int count, const Row& row) {
+    dots_.Start(Tiles(count), InTiles(count, row));
+  }
+  __device__ void Fill(const float* x, int64_t batch) { input_.Fill(x, batch); }
+
+  template <typename Row, typename Done>
+  __device__ __forceinline__ void Run(int count, const Row& row, const Done& done) {
+    dots_.Run(Tiles(count), InTiles(count, row), [&](int tile, int i, int b, float product) {
+      const int place = tile * kTileRows + i;
+      if (place < count) done(place, b, product);
+    });
+  }
+
+ private:
+  using Dots = TileDots<D, kBatch>;
+  __device__ typename Dots::Tiles Tiles(int count) const {
+    return {0, CeilDiv(count, kTileRows), dots_.groups()};
+  }
+  template <typename Row>
+  static __device__ auto InTiles(int count, const Row& row) {
+    return [count, &row](int tile, int i) -> const uint8_t* {
+      const int place = tile * kTileRows + i;
+      return place < count ? row(place) : nullptr;
+    };
+  }
+
+  TileInput<D, kBatch> input_;
+  Dots dots_;
+};
+
+// Calls use(rows), the way in which the block multiplies.
+template <typename D, int kBatch, typename Use>
+__device__ __forceinline__ void WithRows(bool on_bus, int64_t columns, int sharing, const Use& use) {
   extern __shared__ float4 memory[];
-  __shared__ BlockNeurons mine;
-  const BlockShare share(shares);
-  const NeuronSet& neurons = share.part.neurons;
-  float* const values = share.part.values;
-  StagedInput<D, kBatch> input(memory, neurons.hidden);
-  mine.Collect(share, [&](int64_t k) {
+  if constexpr (kGathersTiles<D>) {
+    if (!on_bus) {
+      TileRows<D, kBatch> rows(memory, columns, sharing);
+      return use(rows);
+    }
+  }
+  WarpRows<D, kBatch> rows(memory, columns);
+  use(rows);
+}
+
+// What a block does with its share of a part for the token rows.
+template <int kBatch>
+struct BlockFfn {
+  const FfnPart& part;
+  const FfnRows& rows;
+  const GateActivation& activation;
+  Tally tally;
+
+  __device__ bool HasValue(int64_t k) const {
+    bool has = false;
+    for (int64_t b = 0; b < rows.rows; ++b) has |= part.values[b * part.neurons.count + k] != 0;
+    return has;
+  }
+
+  // Of a neuron without value yet.
+  __device__ bool ClearAndTell(int64_t k) const {
     bool wanted = false;
     for (int64_t b = 0; b < rows.rows; ++b) {
-      wanted |= Wanted(neurons, rows.masks, b, k);
-      values[b * neurons.count + k] = 0;
+      wanted |= Wanted(part.neurons, rows.masks, b, k);
+      part.values[b * part.neurons.count + k] = 0;
     }
     return wanted;
-  });
-  input.Fill(rows.x, neurons.hidden, rows.rows);
-  const int lane = threadIdx.x % kWarp;
-  unsigned long long computed = 0, active = 0;
-  for (int i = threadIdx.x / kWarp; i < mine.count; i += kThreads / kWarp) {
-    const int64_t k = mine.places[i];
-    const bool wanted = lane < rows.rows && Wanted(neurons, rows.masks, lane, k);
-    const uint8_t* const bundle = neurons.bundles + k * neurons.bundle_bytes;
-    const uint8_t* row[1] = {bundle + gate.offset};
-    float sums[1][kBatch];
-    DotRows<D>(row, neurons.hidden, input, sums);
-    float value = wanted ? Activate(activation, Mine(sums[0]) + Bias(neurons, k, gate.bias_offset)) : 0.0f;
-    computed += __popc(__ballot_sync(kAllLanes, wanted));
-    if (up_offset != 0 && __any_sync(kAllLanes, value != 0)) {
-      row[0] = bundle + up_offset;
-      DotRows<D>(row, neurons.hidden, input, sums);
-      if (value != 0) value *= UpFactor(activation, Mine(sums[0]));
-    }
+  }
+
+  __device__ void PutGate(const BundleRow& gate, bool last, int64_t k, int b, float product) {
+    if (b >= rows.rows || !Wanted(part.neurons, rows.masks, b, k)) return;
+    const float value = Activate(activation, product + Bias(part.neurons, k, gate.bias_offset));
+    part.values[b * part.neurons.count + k] = value;
+    ++tally.computed;
+    if (last && value != 0) Fire(k);
+  }
+
+  __device__ void MultiplyByUp(int64_t k, int b, float product) {
+    float* const value = part.values + b * part.neurons.count + k;
+    if (b >= rows.rows || *value == 0) return;
+    *value *= UpFactor(activation, product);
+    if (*value != 0) Fire(k);
+  }
+
+  __device__ void Fire(int64_t k) {
+    ++tally.active;
+    CountFiring(part.neurons, k);
+  }
+};
+
+struct RowKernelCall {
+  Shares shares;
+  FfnRows rows;
+  GateActivation activation;
+  int sharing;  // TileSharing
+};
+
+template <typename D, int kBatch>
+__global__ void __launch_bounds__(kTileThreads<kBatch>, kRowBlocks<D, kBatch>)
+    GateRowsKernel(const __grid_constant__ RowKernelCall call, BundleRow gate, int64_t up_offset) {
+  JoinChain();
+  __shared__ BlockNeurons wanted, active;
+  const BlockShare share(call.shares);
+  const NeuronSet& neurons = share.part.neurons;
+  BlockFfn<kBatch> ffn{share.part, call.rows, call.activation, {}};
+  wanted.Collect(
+      share.begin, share.end, [](int64_t k) { return k; }, [&](int64_t k) { return ffn.ClearAndTell(k); });
+  WithRows<D, kBatch>(share.on_bus, neurons.hidden, call.sharing, [&](auto& rows) {
+    const auto gate_row = [&](int i) { return Bundle(neurons, wanted.places[i]) + gate.offset; };
+    rows.Start(wanted.count, gate_row);
+    rows.Fill(call.rows.x, call.rows.rows);
     // A gate alone does not tell whether its neuron fires.
-    active += CountFirings(neurons, k, value != 0 && (up_offset != 0 || !activation.gated));
-    if (wanted) values[lane * neurons.count + k] = value;
-  }
-  if (lane == 0 && computed != 0) {
-    atomicAdd(&share.part.counters->computed, computed);
-    atomicAdd(&share.part.counters->active, active);
-  }
+    const bool last = up_offset == 0 && !call.activation.gated;
+    rows.Run(wanted.count, gate_row,
+             [&](int i, int b, float product) { ffn.PutGate(gate, last, wanted.places[i], b, product); });
+    if (up_offset == 0) return;
+    active.Collect(
+        0, wanted.count, [&](int64_t i) { return wanted.places[i]; },
+        [&](int64_t k) { return ffn.HasValue(k); });
+    const auto up_row = [&](int i) { return Bundle(neurons, active.places[i]) + up_offset; };
+    rows.Start(active.count, up_row);
+    rows.Run(active.count, up_row,
+             [&](int i, int b, float product) { ffn.MultiplyByUp(active.places[i], b, product); });
+  });
+  ffn.tally.AddTo(share.part.counters);
+}
+
+template <typename D, int kBatch>
+__global__ void __launch_bounds__(kTileThreads<kBatch>, kRowBlocks<D, kBatch>)
+    MultiplyByUpKernel(const __grid_constant__ RowKernelCall call, BundleRow up) {
+  JoinChain();
+  __shared__ BlockNeurons active;
+  const BlockShare share(call.shares);
+  const NeuronSet& neurons = share.part.neurons;
+  BlockFfn<kBatch> ffn{share.part, call.rows, call.activation, {}};
+  active.Collect(
+      share.begin, share.end, [](int64_t k) { return k; }, [&](int64_t k) { return ffn.HasValue(k); });
+  WithRows<D, kBatch>(share.on_bus, neurons.hidden, call.sharing, [&](auto& rows) {
+    const auto up_row = [&](int i) { return Bundle(neurons, active.places[i]) + up.offset; };
+    rows.Start(active.count, up_row);
+    rows.Fill(call.rows.x, call.rows.rows);
+    rows.Run(active.count, up_row,
+             [&](int i, int b, float product) { ffn.MultiplyByUp(active.places[i], b, product); });
+  });
+  ffn.tally.AddTo(share.part.counters);
 }
 
 // Grid: blocks for the pairs of rows and neurons, parts.
@@ -126,197 +258,23 @@ __global__ void ActivateGatesKernel(const __grid_constant__ FfnParts parts, Gate
   const NeuronSet& neurons = part.neurons;
   const int64_t count = neurons.count;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  unsigned long long computed = 0, active = 0;
+  Tally tally;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < rows.rows * count;
        i += step) {
     const int64_t row = i / count, k = i % count;
-    const int32_t id = Id(neurons, k);
     const bool wanted = Wanted(neurons, rows.masks, row, k);
-    const float product = gates.products[row * gates.stride + (gates.by_id ? id : k)];
-    const float value = wanted ? Activate(activation, product + Bias(neurons, k, gates.bias_offset)) : 0.0f;
+    float value = 0;
+    if (wanted) {
+      const float product = gates.products[row * gates.stride + (gates.by_id ? Id(neurons, k) : k)];
+      value = Activate(activation, product + Bias(neurons, k, gates.bias_offset));
+    }
     part.values[i] = value;
-    computed += wanted;
-    const bool fires = value != 0 && !activation.gated;
-    active += fires;
-    if (fires && neurons.firings != nullptr) atomicAdd(&neurons.firings[id], 1u);
+    tally.computed += wanted;
+    if (value == 0 || activation.gated) continue;
+    ++tally.active;
+    CountFiring(neurons, k);
   }
-  computed = WarpSum(computed);
-  active = WarpSum(active);
-  if (threadIdx.x % kWarp == 0 && computed != 0) {
-    atomicAdd(&part.counters->computed, computed);
-    atomicAdd(&part.counters->active, active);
-  }
-}
-
-template <typename D, int kBatch>
-__global__ void __launch_bounds__(kThreads, kBatch == 1 ? 2 : 1)
-    MultiplyByUpKernel(const __grid_constant__ Shares shares, BundleRow up, FfnRows rows,
-                       GateActivation activation) {
-  JoinChain();
-  extern __shared__ float4 memory[];
-  __shared__ BlockNeurons mine;
-  const BlockShare share(shares);
-  const NeuronSet& neurons = share.part.neurons;
-  float* const values = share.part.values;
-  StagedInput<D, kBatch> input(memory, neurons.hidden);
-  mine.Collect(share, [&](int64_t k) {
-    bool active = false;
-    for (int64_t b = 0; b < rows.rows; ++b) active |= values[b * neurons.count + k] != 0;
-    return active;
-  });
-  input.Fill(rows.x, neurons.hidden, rows.rows);
-  const int lane = threadIdx.x % kWarp;
-  unsigned long long active = 0;
-  for (int i = threadIdx.x / kWarp; i < mine.count; i += kThreads / kWarp) {
-    const int64_t k = mine.places[i];
-    const float value = lane < rows.rows ? values[lane * neurons.count + k] : 0.0f;
-    const uint8_t* const row[1] = {neurons.bundles + k * neurons.bundle_bytes + up.offset};
-    float sums[1][kBatch];
-    DotRows<D>(row, neurons.hidden, input, sums);
-    const float product = value == 0 ? 0.0f : value * UpFactor(activation, Mine(sums[0]));
-    if (value != 0) values[lane * neurons.count + k] = product;
-    active += CountFirings(neurons, k, product != 0);
-  }
-  if (lane == 0 && active != 0) atomicAdd(&share.part.counters->active, active);
-}
-
-constexpr int kDownThreads = 128;
-constexpr int64_t kMostPartitionNeurons = 512;
-
-// Contiguous neurons whose down rows one block adds up for its columns. A function of the neurons alone,
-// never of the batch: a row's sums must not depend on what shares its pass.`usual` are enough to fill the
-// device together with the columns.
-int64_t Partitions(int64_t neurons, int64_t usual) {
-  constexpr int64_t kLeast = 16;  // neurons of a partition
-  const int64_t filling = std::clamp<int64_t>(neurons / kLeast, 1, usual);
-  return std::max(filling, CeilDiv(neurons, kMostPartitionNeurons));
-}
-int64_t HotPartitions(int64_t neurons) { return Partitions(neurons, 64); }
-int64_t BusPartitions(int64_t neurons) { return neurons == 0 ? 0 : Partitions(neurons, 16); }
-
-// The active neurons of a partition in ascending order, with their values.
-template <int kBatch>
-struct ActiveNeurons {
-  int32_t places[kMostPartitionNeurons];
-  float values[kMostPartitionNeurons][kBatch];
-  int warp_counts[kDownThreads / kWarp];
-
-  // By all threads of the block; returns how many there are.
-  __device__ int Collect(const float* all, int64_t count, int64_t begin, int64_t end, int64_t batch) {
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    int found = 0;
-    for (int64_t base = begin; base < end; base += kDownThreads) {
-      const int64_t k = base + threadIdx.x;
-      float mine[kBatch];
-      bool active = false;
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        mine[b] = k < end && b < batch ? all[b * count + k] : 0.0f;
-        active |= mine[b] != 0;
-      }
-      const unsigned ballot = __ballot_sync(kAllLanes, active);
-      if (lane == 0) warp_counts[warp] = __popc(ballot);
-      __syncthreads();
-      int place = found + __popc(ballot & ((1u << lane) - 1));
-#pragma unroll
-      for (int w = 0; w < kDownThreads / kWarp; ++w) {
-        place += w < warp ? warp_counts[w] : 0;
-        found += warp_counts[w];
-      }
-      if (active) {
-        places[place] = static_cast<int32_t>(k);
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) values[place][b] = mine[b];
-      }
-      __syncthreads();
-    }
-    return found;
-  }
-};
-
-// Grid: partitions of both parts, pieces of kDownThreads chunks of columns. partials [partitions, batch,
-// hidden].
-template <typename D, int kBatch>
-__global__ void __launch_bounds__(kDownThreads)
-    DownKernel(const __grid_constant__ Shares shares, int64_t offset, int64_t batch, float* partials) {
-  JoinChain();
-  constexpr int kAhead = 4;
-  __shared__ ActiveNeurons<kBatch> active;
-  const BlockShare share(shares);
-  const NeuronSet& neurons = share.part.neurons;
-  const int found = active.Collect(share.part.values, neurons.count, share.begin, share.end, batch);
-  const int64_t chunk = static_cast<int64_t>(blockIdx.y) * kDownThreads + threadIdx.x;
-  if (chunk >= Chunks<D>(neurons.hidden)) return;
-
-  float sums[kBatch][D::kRuns][kRunColumns] = {};
-  const uint8_t* rows = neurons.bundles + offset;
-  for (int i = 0; i < found; i += kAhead) {
-    typename D::Raw raw[kAhead];
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      if (i + a < found)
-        raw[a] = D::Load(rows + active.places[i + a] * neurons.bundle_bytes, neurons.hidden, chunk);
-    }
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      if (i + a >= found) break;
-      float weights[D::kRuns][kRunColumns];
-      D::Decode(raw[a], chunk, weights);
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const float value = active.values[i + a][b];
-#pragma unroll
-        for (int c = 0; c < D::kRuns * kRunColumns; ++c) {
-          float& sum = sums[b][c / kRunColumns][c % kRunColumns];
-          sum = fmaf(value, weights[c / kRunColumns][c % kRunColumns], sum);
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int b = 0; b < kBatch; ++b) {
-    if (b >= batch) break;
-    float* out = partials + (blockIdx.x * batch + b) * neurons.hidden;
-#pragma unroll
-    for (int c = 0; c < D::kRuns * kRunColumns; ++c) {
-      const int64_t column = D::Column(chunk, c / kRunColumns) + c % kRunColumns;
-      if (column < neurons.hidden) out[column] = sums[b][c / kRunColumns][c % kRunColumns];
-    }
-  }
-}
-
-// y[i] = sum of partials[p, i] in the order of p.
-__global__ void SumPartials(const float* partials, int64_t partitions, int64_t cells, float* y) {
-  JoinChain();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= cells) return;
-  float sum = 0;
-#pragma unroll 32
-  for (int64_t p = 0; p < partitions; ++p) sum += partials[p * cells + i];
-  y[i] = sum;
-}
-
-// Token rows of one launch: what the accumulators of a thread leave room for.
-template <typename D>
-inline constexpr int kDownBatch = D::kRuns == 1   ? 8
-                                  : D::kRuns == 2 ? 4
-                                                  : 2;
-
-template <typename D, int kBatch>
-cudaError_t LaunchDown(const FfnParts& parts, const BundleRow& down, int64_t batch, float* partials, float* y,
-                       cudaStream_t stream) {
-  constexpr int kSumThreads = 128;
-  const int64_t hidden = parts.hot.neurons.hidden;
-  const Shares shares{parts, static_cast<unsigned>(BusPartitions(parts.bus.neurons.count)),
-                      static_cast<unsigned>(HotPartitions(parts.hot.neurons.count))};
-  const dim3 grid(shares.all_blocks(),
-                  static_cast<unsigned>(CeilDiv<int64_t>(Chunks<D>(hidden), kDownThreads)));
-  const cudaError_t error = LaunchChained(DownKernel<D, kBatch>, grid, kDownThreads, 0, stream, shares,
-                                          down.offset, batch, partials);
-  if (error != cudaSuccess) return error;
-  const int64_t cells = batch * hidden;
-  return LaunchChained(SumPartials, Blocks(cells, kSumThreads), kSumThreads, 0, stream, partials,
-                       int64_t{shares.all_blocks()}, cells, y);
+  tally.AddTo(part.counters);
 }
 
 // Token rows [first, first + batch) of `rows`.
@@ -324,45 +282,44 @@ FfnRows Part(const FfnRows& rows, const NeuronSet& neurons, int64_t first, int64
   return {rows.x + first * neurons.hidden, rows.masks + first * neuron::MaskWords(neurons.ffn), batch};
 }
 
-FfnParts FromRow(FfnParts parts, int64_t first) {
-  for (FfnPart* part : {&parts.bus, &parts.hot}) part->values += first * part->neurons.count;
-  return parts;
-}
-
-// Of kernels that have a warp for a neuron.
-Shares RowShares(const FfnParts& parts, int64_t first) {
-  constexpr int64_t kBlocksEach = 2;  // as in mat_mul.cu
-  constexpr int64_t kBusBlocks = 32;  // ask for more at once than the bus brings
-  const auto blocks = [](int64_t neurons, int64_t most) {
-    return std::max(std::min(CeilDiv<int64_t>(neurons, kThreads / kWarp), most),
-                    CeilDiv(neurons, BlockNeurons::kMost));
+// Blocks of so many threads for both parts.
+Shares RowShares(const FfnParts& parts, int64_t first, int threads, int blocks_each) {
+  constexpr int64_t kBusThreads = 16 << 10;  // ask for more at once than the bus brings
+  const int64_t warps = threads / kWarp;
+  const auto blocks = [&](int64_t neurons, int64_t most) {
+    return std::max(std::min(CeilDiv(neurons, warps), most), CeilDiv(neurons, BlockNeurons::kMost));
   };
-  const int64_t bus = blocks(parts.bus.neurons.count, kBusBlocks);
-  const int64_t all = kBlocksEach * Multiprocessors();
-  const int64_t hot = blocks(parts.hot.neurons.count, all - bus);
+  const int64_t bus = blocks(parts.bus.neurons.count, kBusThreads / threads);
+  const int64_t hot = blocks(parts.hot.neurons.count, int64_t{blocks_each} * Multiprocessors() - bus);
   return {FromRow(parts, first), static_cast<unsigned>(bus), static_cast<unsigned>(hot)};
 }
 
-template <typename Kernel>
-cudaError_t AllowShared(Kernel kernel, int64_t bytes) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+template <typename D, int kBatch, typename Kernel, typename... Rest>
+cudaError_t LaunchRows(Kernel kernel, const FfnParts& parts, const FfnRows& rows, int64_t first,
+                       int64_t batch, const GateActivation& activation, cudaStream_t stream,
+                       const Rest&... rest) {
+  constexpr int kBlockThreads = kTileThreads<kBatch>;
+  const NeuronSet& neurons = parts.hot.neurons;
+  const int64_t shared = InputBytes<D, kBatch>(neurons.hidden);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error != cudaSuccess) return error;
+  RowKernelCall call{RowShares(parts, first, kBlockThreads, kRowBlocks<D, kBatch>),
+                     Part(rows, neurons, first, batch), activation, 1};
+  if constexpr (kGathersTiles<D>) call.sharing = TileSharing<D>(neurons.hidden);
+  return LaunchChained(kernel, call.shares.all_blocks(), kBlockThreads, shared, stream, call, rest...);
 }
 
 }  // namespace
 
 cudaError_t GateRows(const FfnParts& parts, const BundleRow& gate, const BundleRow* up, const FfnRows& rows,
                      const GateActivation& activation, cudaStream_t stream) {
-  const NeuronSet& neurons = parts.hot.neurons;
   const int64_t up_offset = up == nullptr ? 0 : up->offset;
-  return ForEachBatch(
-      gate.type, neurons.hidden, rows.rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
-        const int64_t shared = StagedInput<D, kBatch>::Bytes(neurons.hidden);
-        const cudaError_t error = AllowShared(GateRowsKernel<D, kBatch>, shared);
-        if (error != cudaSuccess) return error;
-        const Shares shares = RowShares(parts, first);
-        return LaunchChained(GateRowsKernel<D, kBatch>, shares.all_blocks(), kThreads, shared, stream, shares,
-                             gate, up_offset, Part(rows, neurons, first, batch), activation);
-      });
+  return ForEachBatch(gate.type, parts.hot.neurons.hidden, rows.rows,
+                      [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
+                        return LaunchRows<D, kBatch>(GateRowsKernel<D, kBatch>, parts, rows, first, batch,
+                                                     activation, stream, gate, up_offset);
+                      });
 }
 
 cudaError_t ActivateGates(const FfnParts& parts, const GateSource& gates, const FfnRows& rows,
@@ -374,36 +331,11 @@ cudaError_t ActivateGates(const FfnParts& parts, const GateSource& gates, const 
 
 cudaError_t MultiplyByUpRows(const FfnParts& parts, const BundleRow& up, const FfnRows& rows,
                              const GateActivation& activation, cudaStream_t stream) {
-  const NeuronSet& neurons = parts.hot.neurons;
-  return ForEachBatch(
-      up.type, neurons.hidden, rows.rows, [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
-        const int64_t shared = StagedInput<D, kBatch>::Bytes(neurons.hidden);
-        const cudaError_t error = AllowShared(MultiplyByUpKernel<D, kBatch>, shared);
-        if (error != cudaSuccess) return error;
-        const Shares shares = RowShares(parts, first);
-        return LaunchChained(MultiplyByUpKernel<D, kBatch>, shares.all_blocks(), kThreads, shared, stream,
-                             shares, up, Part(rows, neurons, first, batch), activation);
-      });
-}
-
-int64_t DownPartialFloats(int64_t ffn, int64_t hidden, int64_t rows) {
-  constexpr int64_t kMostBatch = 8;  // the largest kDownBatch
-  return (BusPartitions(ffn) + HotPartitions(ffn)) * std::min(rows, kMostBatch) * hidden;
-}
-
-cudaError_t DownRows(const FfnParts& parts, const BundleRow& down, int64_t rows, float* partials, float* y,
-                     cudaStream_t stream) {
-  return DispatchWeightType(down.type, [&]<WeightType kType>() {
-    using D = Decoder<kType>;
-    for (int64_t first = 0; first < rows; first += kDownBatch<D>) {
-      const int64_t batch = std::min<int64_t>(kDownBatch<D>, rows - first);
-      const auto launch = batch == 1 ? LaunchDown<D, 1> : LaunchDown<D, kDownBatch<D>>;
-      const cudaError_t error =
-          launch(FromRow(parts, first), down, batch, partials, y + first * parts.hot.neurons.hidden, stream);
-      if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
-  });
+  return ForEachBatch(up.type, parts.hot.neurons.hidden, rows.rows,
+                      [&]<typename D, int kBatch>(int64_t first, int64_t batch) {
+                        return LaunchRows<D, kBatch>(MultiplyByUpKernel<D, kBatch>, parts, rows, first, batch,
+                                                     activation, stream, up);
+                      });
 }
 
 }  // namespace isotherm::gpu_worker::cuda

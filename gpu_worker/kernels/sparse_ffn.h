@@ -7,25 +7,24 @@
 
 #include "common/kernels/packed_row.h"
 
-// What a device computes of a sparse FFN, gate-first: a warp has a neuron, reads its gate row where some
-// row's mask asks for it, and the other two rows where the activation is not zero. All sums are in a fixed
-// order, and a row's result does not depend on the others.
+// What a device computes of a sparse FFN, gate-first: gate rows where some row's mask asks for them, the
+// other two rows of a neuron where its activation is not zero. All sums are in a fixed order, and a row's
+// result does not depend on the others.
 namespace isotherm::gpu_worker::cuda {
 
-// Bundles k < count of neurons ids[k], in a layer of `ffn` neurons.
+// `count` neurons of a layer of `ffn`: those of ids, whose bundles lie in that order, or without ids the
+// first `of_64` of every 64 neurons of the layer, whose bundles are all there.
 struct NeuronSet {
   const uint8_t* bundles = nullptr;
   int64_t bundle_bytes = 0;
-  const int32_t* ids = nullptr;  // null: bundle k is neuron k's
+  const int32_t* ids = nullptr;
+  int of_64 = 64;
   int64_t count = 0;
   int64_t hidden = 0;
   int64_t ffn = 0;
   // Device counters [ffn], by id: one more for each token row in which the neuron fires. Null: not counted.
   unsigned* firings = nullptr;
-  // Null, or neurons that do not belong to the set [MaskWords(ffn)]; of the others only those do whose bit of
-  // `share`, neuron modulo 64, is set.
-  const uint64_t* without = nullptr;
-  uint64_t share = 0;
+  const uint64_t* without = nullptr;  // null, or neurons that do not belong to the set [MaskWords(ffn)]
 
   NeuronSet Slice(int64_t first, int64_t size) const {
     NeuronSet slice = *this;

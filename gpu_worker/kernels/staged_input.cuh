@@ -7,10 +7,12 @@
 
 namespace isotherm::gpu_worker::cuda {
 
-// Shared memory that a block may have for token rows.
-inline int64_t StagedBytes() {
-  constexpr int64_t kOther = 8 << 10;  // what kernels have besides
-  return DeviceAttribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kOther;
+// Columns [column, column + 4) of a token row, zero from `columns` on.
+__device__ inline float4 FourColumns(const float* row, int64_t column, int64_t columns) {
+  // Rows of a multiple of four columns are aligned like the first.
+  if (columns % 4 == 0 && column < columns) return *reinterpret_cast<const float4*>(row + column);
+  const auto at = [&](int64_t i) { return i < columns ? row[i] : 0.0f; };
+  return {at(column), at(column + 1), at(column + 2), at(column + 3)};
 }
 
 // Token rows in shared memory, in the order in which a warp multiplies them with the chunks of a packed row:
@@ -27,14 +29,24 @@ class StagedInput {
 
   // By all threads of the block; ends with a barrier. Rows past `batch` and columns past the last are zero.
   __device__ void Fill(const float* x, int64_t columns, int64_t batch) {
-    for (int64_t slot = threadIdx.x; slot < row_slots_; slot += blockDim.x) {
-      const int64_t group = slot / kWarp;
-      const int64_t chunk = group / (2 * D::kRuns) * kWarp + slot % kWarp;
-      const int64_t column = D::Column(chunk, static_cast<int>(group / 2 % D::kRuns)) + 4 * (group % 2);
+    constexpr int kAhead = kBatch < 4 ? 4 : 1;  // slots whose values are on their way at once
+    for (int64_t first = threadIdx.x; first < row_slots_; first += kAhead * blockDim.x) {
+      float4 values[kAhead][kBatch];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        memory_[b * row_slots_ + slot] =
-            b < batch ? Four(x + b * columns, column, columns) : float4{0, 0, 0, 0};
+      for (int a = 0; a < kAhead; ++a) {
+        const int64_t column = FirstColumn(first + a * blockDim.x);
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          values[a][b] = b < batch ? FourColumns(x + b * columns, column, columns) : float4{0, 0, 0, 0};
+        }
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int64_t slot = first + a * blockDim.x;
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          if (slot < row_slots_) memory_[b * row_slots_ + slot] = values[a][b];
+        }
       }
     }
     __syncthreads();
@@ -45,11 +57,10 @@ class StagedInput {
   }
 
  private:
-  static __device__ float4 Four(const float* row, int64_t column, int64_t columns) {
-    // Rows of a multiple of four columns are aligned like the first.
-    if (columns % 4 == 0 && column < columns) return *reinterpret_cast<const float4*>(row + column);
-    const auto at = [&](int64_t i) { return i < columns ? row[i] : 0.0f; };
-    return {at(column), at(column + 1), at(column + 2), at(column + 3)};
+  static __device__ int64_t FirstColumn(int64_t slot) {
+    const int64_t group = slot / kWarp;
+    const int64_t chunk = group / (2 * D::kRuns) * kWarp + slot % kWarp;
+    return D::Column(chunk, static_cast<int>(group / 2 % D::kRuns)) + 4 * (group % 2);
   }
 
   float4* memory_;
@@ -149,33 +160,6 @@ __device__ inline void DotRows(const uint8_t* const (&rows)[kRows], int64_t colu
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) sums[r][b] = WarpSum(sums[r][b]);
   }
-}
-
-// Calls launch.template operator()<D, kBatch>(first row, rows) until all `rows` token rows are covered, as
-// many at a time as shared memory has room for.
-template <typename Launch>
-cudaError_t ForEachBatch(WeightType type, int64_t columns, int64_t rows, const Launch& launch) {
-  const int64_t most_bytes = StagedBytes();
-  return DispatchWeightType(type, [&]<WeightType kType>() {
-    using D = Decoder<kType>;
-    for (int64_t first = 0; first < rows;) {
-      const int64_t left = rows - first;
-      cudaError_t error = cudaSuccess;
-      int64_t taken = 1;
-      if (left > 4 && StagedInput<D, 8>::Bytes(columns) <= most_bytes) {
-        taken = left < 8 ? left : 8;
-        error = launch.template operator()<D, 8>(first, taken);
-      } else if (left > 1 && StagedInput<D, 4>::Bytes(columns) <= most_bytes) {
-        taken = left < 4 ? left : 4;
-        error = launch.template operator()<D, 4>(first, taken);
-      } else {
-        error = launch.template operator()<D, 1>(first, taken);
-      }
-      if (error != cudaSuccess) return error;
-      first += taken;
-    }
-    return cudaSuccess;
-  });
 }
 
 }  // namespace isotherm::gpu_worker::cuda

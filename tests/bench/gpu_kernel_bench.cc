@@ -227,9 +227,9 @@ class Bench {
                   .firings = DeviceBytes<unsigned>(shape_.ffn * 4)};
     NeuronSet bus = hot;
     bus.ids = nullptr;
-    bus.count = bus_of_64 > 0 ? shape_.ffn : 0;
+    bus.of_64 = std::max(bus_of_64, 1);
+    bus.count = shape_.ffn / 64 * bus_of_64;
     bus.without = Upload(hot_mask);
-    bus.share = bus_of_64 > 0 ? ~uint64_t{0} >> (64 - bus_of_64) : 0;
     auto* const counters = DeviceBytes<FfnCounters>(2 * sizeof(FfnCounters));
     auto* const values = DeviceBytes<float>(2 * rows * shape_.ffn * 4);
     auto* const partials = DeviceBytes<float>(DownPartialFloats(shape_.ffn, shape_.hidden, rows) * 4);

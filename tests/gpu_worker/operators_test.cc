@@ -111,6 +111,54 @@ TEST_F(OperatorsTest, MatMulIsWithinTheToleranceForEveryType) {
   }
 }
 
+// Matrices with rows enough to fill a GPU may take another way than those above. Of 61 different rows, so
+// that the reference costs little.
+TEST_F(OperatorsTest, MatMulOfManyRowsIsWithinTheTolerance) {
+  constexpr int64_t kOutputs = 2501, kDistinct = 61, kMostRows = 17;
+  for (const WeightType type : kernels::kAllTypes) {
+    const int64_t columns = 2048 + kernels::BlockColumns(type);
+    const int64_t stride = kernels::PackedRowBytes(type, columns);
+    const kernels::RandomRows weights(type, kDistinct, columns, stride, 11);
+    std::vector<uint8_t> packed(kOutputs * stride);
+    for (int64_t i = 0; i < kOutputs; ++i) {
+      std::copy_n(weights.packed.data() + i % kDistinct * stride, stride, packed.data() + i * stride);
+    }
+    const Buffer matrix = Upload(packed.data(), kOutputs * stride);
+    const std::vector<float> x = kernels::RandomFloats(kMostRows * columns, 3);
+    const Buffer input = Upload(x);
+    std::vector<double> exact, bounds;
+    for (int64_t row = 0; row < kMostRows; ++row) {
+      const float* const input_row = x.data() + row * columns;
+      for (const auto& values : weights.values) {
+        exact.push_back(kernels::ReferenceDot(values, input_row));
+        bounds.push_back(2 * kernels::DotTolerance(type, columns, kernels::Norm(values),
+                                                   kernels::Norm(input_row, columns)));
+      }
+    }
+    std::vector<float> alone;
+    for (const int64_t rows : {1, 3, 8, 17}) {
+      const Buffer output = Poisoned(rows * kOutputs);
+      device_->BeginPass(Pass(rows));
+      device_->MatMul({matrix.data(), type, kOutputs, columns, stride}, nullptr, input.as<float>(), rows,
+                      output.as<float>());
+      ASSERT_TRUE(device_->EndPass().ok());
+      const std::vector<float> y = Download(output, rows * kOutputs);
+      for (int64_t i = 0; i < rows * kOutputs; ++i) {
+        const int64_t at = i / kOutputs * kDistinct + i % kOutputs % kDistinct;
+        ASSERT_TRUE(kernels::Within(y[i], exact[at], bounds[at]))
+            << kernels::WeightTypeName(type) << " rows " << rows << " at " << i << ": " << y[i]
+            << " instead of " << exact[at];
+      }
+      if (rows == 1) alone = y;
+      if (rows <= 16) {
+        EXPECT_TRUE(std::equal(alone.begin(), alone.end(), y.begin()))
+            << kernels::WeightTypeName(type) << ": what shares a pass of " << rows
+            << " rows changes the first";
+      }
+    }
+  }
+}
+
 // One launch for several matrices must not mix up their rows; more rows than warps, and one of another type.
 TEST_F(OperatorsTest, SeveralProductsEqualTheSameOnesAlone) {
   constexpr int64_t kColumns = 96;
