@@ -60,9 +60,11 @@ ABSL_FLAG(int64_t, stream_rows, isotherm::gpu_worker::kDefaultStreamRows,
           "Device cuda: from so many tokens of a step on, the cold neurons of a CPU worker on the same host "
           "are brought to the GPU instead of being computed there. 0: never.");
 ABSL_FLAG(
-    double, bus_share, isotherm::gpu_worker::kDefaultBusShare,
+    std::string, bus_share, "auto",
     "Device cuda: share of the cold neurons, from 0 to 1, that the GPU computes itself in steps of up to 16 "
-    "tokens, reading them over the bus from the memory of a CPU worker on the same host.");
+    "tokens, reading them over the bus from the memory of a CPU worker on the same host. auto: 0.25 of "
+    "weights "
+    "of less than a byte, else 0.1875.");
 ABSL_FLAG(
     std::string, look_ahead, "auto",
     "Tell the CPU worker a layer early which neurons it will probably be asked for, so that it has them in "
@@ -213,6 +215,14 @@ absl::Status RequireOnOffOrAuto(const char* flag, const std::string& value) {
   return base::UsageError(absl::StrCat("--", flag, "=", value, ": use on, off or auto"));
 }
 
+absl::StatusOr<std::optional<double>> BusShareFromFlag() {
+  const std::string text = absl::GetFlag(FLAGS_bus_share);
+  if (text == "auto") return std::nullopt;
+  double share = 0;
+  if (absl::SimpleAtod(text, &share) && share >= 0 && share <= 1) return share;
+  return base::UsageError(absl::StrCat("--bus-share=", text, ": use auto or a number from 0 to 1"));
+}
+
 absl::Status ReadCpuWorkerFlags(ColdWorkersOptions& options) {
   options.addresses = absl::GetFlag(FLAGS_cpu_worker);
   std::set<std::string> distinct;
@@ -281,8 +291,7 @@ absl::StatusOr<EngineOptions> OptionsFromFlags() {
   ISOTHERM_RETURN_IF_ERROR(RequireOnOffOrAuto("step-ahead", step_ahead));
   options.step_ahead = step_ahead == "on" || (step_ahead == "auto" && absl::GetFlag(FLAGS_device) == "cuda");
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("stream-rows", absl::GetFlag(FLAGS_stream_rows), 0, kMostRows));
-  if (const double share = absl::GetFlag(FLAGS_bus_share); !(share >= 0 && share <= 1))
-    return base::UsageError(absl::StrCat("--bus-share is ", share, "; it is from 0 to 1"));
+  ISOTHERM_RETURN_IF_ERROR(BusShareFromFlag().status());
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("max-decode-rows", options.runner.max_decode_rows, 1, kMostRows));
   ISOTHERM_RETURN_IF_ERROR(RequireBetween("threads", absl::GetFlag(FLAGS_threads), 0, kMostThreads));
   ISOTHERM_ASSIGN_OR_RETURN(options.runner.kv_type, KvTypeFromFlag());
@@ -330,6 +339,7 @@ absl::StatusOr<EngineDevices> MakeDevices(const std::vector<int>& numbers, int t
                           .spin_us = SpinMicroseconds(),
                           .look_ahead = absl::GetFlag(FLAGS_look_ahead) == "on"});
   };
+  ISOTHERM_ASSIGN_OR_RETURN(const std::optional<double> bus_share, BusShareFromFlag());
   EngineDevices made;
   for (const int number : numbers) {
     if (absl::GetFlag(FLAGS_device) == "host") {
@@ -340,7 +350,7 @@ absl::StatusOr<EngineDevices> MakeDevices(const std::vector<int>& numbers, int t
                               MakeCudaDevice({.number = number,
                                               .loader_threads = threads,
                                               .stream_rows = absl::GetFlag(FLAGS_stream_rows),
-                                              .bus_share = absl::GetFlag(FLAGS_bus_share),
+                                              .bus_share = bus_share,
                                               .look_ahead = absl::GetFlag(FLAGS_look_ahead) != "off",
                                               .time_operators = absl::GetFlag(FLAGS_time_operators)}));
   }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -104,7 +103,7 @@ CudaDevice::CudaDevice(const CudaDeviceOptions& options, std::string name, int64
       context_bytes_(context_bytes),
       graphs_enabled_(options.graphs),
       stream_rows_(options.stream_rows),
-      bus_of_64_(static_cast<int>(std::lround(64 * options.bus_share))),
+      bus_share_(options.bus_share),
       look_ahead_(options.look_ahead),
       loader_pool_({.threads = options.loader_threads}),
       stream_(std::move(stream)),
@@ -242,7 +241,7 @@ void CudaDevice::SetChannel(exchange::Channel* channel, uint64_t placement_epoch
 
 // Without it prefill is slower, and right.
 void CudaDevice::AttachColdStream() {
-  if (channel_->bundles() == nullptr || (stream_rows_ == 0 && bus_of_64_ == 0)) return;
+  if (channel_->bundles() == nullptr || (stream_rows_ == 0 && bus_share_ == 0.0)) return;
   auto stream = cuda::ColdStream::Attach(*channel_->bundles(), layers(), ffn_.ffn, cold_staging_.get());
   if (!stream.ok()) {
     spdlog::info("cold neurons cannot be brought to the GPU: {}", std::string(stream.status().message()));

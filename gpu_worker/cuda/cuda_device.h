@@ -170,7 +170,7 @@ class CudaDevice final : public Device {
   const int64_t context_bytes_;  // context and cuBLAS
   const bool graphs_enabled_;
   const int64_t stream_rows_;
-  const int bus_of_64_;  // of every 64 neurons the first so many, where they are cold, are computed here
+  const std::optional<double> bus_share_;  // of the cold neurons, computed here
   const bool look_ahead_;
   base::ThreadPool loader_pool_;
   cuda::Stream stream_, side_stream_;

@@ -1,6 +1,10 @@
 #ifndef ISOTHERM_GPU_WORKER_CUDA_FFN_VIEWS_H_
 #define ISOTHERM_GPU_WORKER_CUDA_FFN_VIEWS_H_
 
+#include <cmath>
+#include <cstdint>
+#include <optional>
+
 #include "gpu_worker/device/device.h"
 #include "gpu_worker/kernels/sparse_ffn.h"
 
@@ -16,6 +20,15 @@ inline NeuronSet Neurons(const HotLayer& hot, const FfnParameters& ffn, unsigned
           .hidden = ffn.hidden,
           .ffn = ffn.ffn,
           .firings = firings};
+}
+
+// Of every 64 neurons the first so many, where they are cold, come over the bus. By default what leaves GPU
+// and CPU worker ready at about the same time (docs/benchmarks.md, H200): a CPU worker reads weights of a
+// byte and more as fast as memory allows, and takes longer to compute with smaller ones.
+inline int BusNeuronsOf64(std::optional<double> share, const neuron::BundleLayout& layout) {
+  const int64_t weights = (layout.gated ? 3 : 2) * layout.hidden;
+  const double fitting = layout.bundle_bytes < weights ? 0.25 : 0.1875;
+  return static_cast<int>(std::lround(64 * share.value_or(fitting)));
 }
 
 inline BundleRow GateRow(const neuron::BundleLayout& layout) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
 #include "gpu_worker/device/device.h"
@@ -13,9 +14,6 @@ namespace isotherm::gpu_worker {
 // want: it takes 110 ms for a step of 7B under 8 GiB, 14 threads take 10 ms a row (docs/benchmarks.md, H200).
 inline constexpr int64_t kDefaultStreamRows = 17;
 
-// What leaves the GPU and the CPU worker ready at the same time, by and large (docs/benchmarks.md, H200).
-inline constexpr double kDefaultBusShare = 0.1875;
-
 struct CudaDeviceOptions {
   int number = 0;  // among the visible GPUs
   int loader_threads = 1;
@@ -25,8 +23,9 @@ struct CudaDeviceOptions {
   // having it compute them. 0: never.
   int64_t stream_rows = kDefaultStreamRows;
   // Share of the cold neurons that passes of few rows compute on the GPU, reading them over the bus from a
-  // CPU worker that shares its memory; from 0 to 1, in steps of a 64th.
-  double bus_share = kDefaultBusShare;
+  // CPU worker that shares its memory; from 0 to 1, in steps of a 64th. Absent: what leaves both ready at
+  // about the same time, which depends on the weights.
+  std::optional<double> bus_share;
   // Tell the CPU worker a layer early what it will probably be asked for.
   bool look_ahead = true;
   // Time the operators of decode passes and log the times when the device goes.

@@ -20,15 +20,16 @@ bool CudaDevice::SparseKernelsFit(int64_t rows) const {
 
 cuda::NeuronSet CudaDevice::BusNeurons(const FfnCall& call, const HotLayer& hot) const {
   const bool possible =
-      bus_of_64_ != 0 && direct_ != nullptr && cold_stream_ != nullptr && SparseKernelsFit(call.rows);
-  if (!possible || hot.count == ffn_.ffn) return {};
+      direct_ != nullptr && cold_stream_ != nullptr && SparseKernelsFit(call.rows) && hot.count < ffn_.ffn;
+  const int of_64 = cuda::BusNeuronsOf64(bus_share_, hot.layout);
+  if (!possible || of_64 == 0) return {};
   const uint8_t* const bundles = cold_stream_->Bundles(call.layer, hot.layout.bundle_bytes);
   if (bundles == nullptr) return {};
   cuda::NeuronSet set = cuda::Neurons(hot, ffn_, LayerFirings(call.layer));
   set.bundles = bundles;
   set.ids = nullptr;
-  set.of_64 = bus_of_64_;
-  set.count = ffn_.ffn / 64 * bus_of_64_ + std::min<int64_t>(bus_of_64_, ffn_.ffn % 64);
+  set.of_64 = of_64;
+  set.count = ffn_.ffn / 64 * of_64 + std::min<int64_t>(of_64, ffn_.ffn % 64);
   set.without = hot.hot_mask;
   return set;
 }

@@ -229,8 +229,10 @@ cudaError_t LaunchTileMatMul(const Factors& factors, int64_t columns, const floa
   if (error != cudaSuccess) return error;
   const int sharing = TileSharing<D>(columns);
   const int64_t groups = kTileThreads<kBatch> / kWarp / sharing;
-  const int64_t blocks = std::min<int64_t>(kTileBlocks<kBatch> * Multiprocessors(),
-                                           CeilDiv<int64_t>(factors.Groups(kTileRows), groups));
+  // Integers take longer to unpack than to read, unless more warps do so.
+  constexpr int kBlocksEach = HasOneScale<D> ? kTileRegisterBlocks<kBatch> : kTileBlocks<kBatch>;
+  const int64_t blocks =
+      std::min<int64_t>(kBlocksEach * Multiprocessors(), CeilDiv<int64_t>(factors.Groups(kTileRows), groups));
   return LaunchChained(kernel, static_cast<unsigned>(blocks), kTileThreads<kBatch>, shared, stream, factors,
                        sharing, columns, BlockAheadBytes(blocks), x, batch);
 }
