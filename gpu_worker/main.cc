@@ -62,9 +62,8 @@ ABSL_FLAG(int64_t, stream_rows, isotherm::gpu_worker::kDefaultStreamRows,
 ABSL_FLAG(
     std::string, bus_share, "auto",
     "Device cuda: share of the cold neurons, from 0 to 1, that the GPU computes itself in steps of up to 16 "
-    "tokens, reading them over the bus from the memory of a CPU worker on the same host. auto: 0.25 of "
-    "weights "
-    "of less than a byte, else 0.1875.");
+    "tokens, reading them over the bus from the memory of a CPU worker on the same host. auto: 0.25 where a "
+    "weight takes less than a byte, else 0.1875.");
 ABSL_FLAG(
     std::string, look_ahead, "auto",
     "Tell the CPU worker a layer early which neurons it will probably be asked for, so that it has them in "

@@ -31,8 +31,8 @@ class LaneSums {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums_.raw) : "v"(nibbles.raw), "v"(quants.raw));
   }
   HWY_INLINE VI32 Total() const { return sums_; }
-  // Total() + 256 * upper.Total(), where `upper` began with 0 and has at most eight vectors: its sums fit 16
-  // bits.
+  // Total() + 256 * upper.Total(), where `upper` began with 0 and has at most four vectors: its sums, of four
+  // products of at most 15 * 128 each, fit 16 bits.
   HWY_INLINE VI32 TotalWith(const LaneSums& upper) const {
     VI32 total = sums_;
     asm("vpdpwssd %2, %1, %0" : "+v"(total.raw) : "v"(upper.sums_.raw), "v"(hn::Set(DI32(), 256).raw));

@@ -257,9 +257,9 @@ absl::Status Server::ServeUntilSignal(const std::function<void()>& on_drain) {
 
 // gRPC closes a connection as soon as the last call on it has ended and its client has answered GOAWAY. A
 // client that has not read to the end by then may lose it: its next write fails, and its gRPC library gives
-// up the connection with all that came in. So clients on this machine, whose writes fail at once, are not
-// sent GOAWAY before they have read the end of their calls. Clients elsewhere are sent it first, because
-// there may be another server for their next calls.
+// up the connection with all that came in. So while calls from this machine run, whose clients' writes fail
+// at once, nobody is sent GOAWAY before they have read the end: new calls are refused until then. Without
+// such calls clients elsewhere are sent it at once, because there may be another server for their next calls.
 void Server::Impl::WaitForRunningCalls() {
   const absl::Time deadline = absl::Now() + options.drain_timeout;
   bool told_again = !WaitForLocalCalls(deadline);

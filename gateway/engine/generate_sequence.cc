@@ -70,9 +70,10 @@ void GenerateSequence::FillTokens(int64_t position, int64_t rows, worker::v1::Se
   slice->set_output(complete ? worker::v1::STEP_OUTPUT_LAST_LOGITS : worker::v1::STEP_OUTPUT_NONE);
 }
 
-bool GenerateSequence::ContinuesGreedily(const worker::v1::SequenceSlice& slice) const {
-  return slice.output() == worker::v1::STEP_OUTPUT_LAST_LOGITS && task_.sampling.takes_largest() &&
-         generated() + 1 < task_.max_tokens && rows_wanted() + 1 < context_;
+uint32_t GenerateSequence::GreedyChoices(const worker::v1::SequenceSlice& slice) const {
+  const bool goes_on = slice.output() == worker::v1::STEP_OUTPUT_LAST_LOGITS &&
+                       generated() + 1 < task_.max_tokens && rows_wanted() + 1 < context_;
+  return goes_on && task_.sampling.takes_largest() ? static_cast<uint32_t>(tokenizer_->vocabulary_size()) : 0;
 }
 
 absl::StatusOr<bool> GenerateSequence::OnOutput(const worker::v1::SequenceSlice& slice,

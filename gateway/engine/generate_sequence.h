@@ -47,7 +47,7 @@ class GenerateSequence final : public Sequence {
   int64_t rows_wanted() const override { return static_cast<int64_t>(tokens_.size()); }
   int64_t prompt_tokens() const override { return prompt_size_; }
   void FillTokens(int64_t position, int64_t rows, worker::v1::SequenceSlice* slice) const override;
-  bool ContinuesGreedily(const worker::v1::SequenceSlice& slice) const override;
+  uint32_t GreedyChoices(const worker::v1::SequenceSlice& slice) const override;
   absl::StatusOr<bool> OnOutput(const worker::v1::SequenceSlice& slice, const worker::v1::SliceOutput& output,
                                 absl::Time now) override;
   void OnFailure(const absl::Status& status) override { outbox_->Fail(status); }

@@ -40,8 +40,8 @@ absl::Status Sequence::Fill(const PlannedSlice& planned, absl::Time now, int64_t
 }
 
 void Sequence::OfferNext(worker::v1::SequenceSlice* slice) {
-  if (!ContinuesGreedily(*slice)) return;
-  slice->set_continues_greedily(true);
+  slice->set_greedy_choices(GreedyChoices(*slice));
+  if (slice->greedy_choices() == 0) return;
   const auto described = slice->block_table_size();
   if (!lease_.GrowTo(int64_t{slice->position()} + slice->tokens_size() + 1)) return;
   slice->mutable_block_table()->Add(lease_.blocks().begin() + described, lease_.blocks().end());

@@ -69,8 +69,9 @@ class Sequence {
   virtual int64_t prompt_tokens() const = 0;
   // Tokens, output and targets of rows [position, position + rows).
   virtual void FillTokens(int64_t position, int64_t rows, worker::v1::SequenceSlice* slice) const = 0;
-  // Whether an output of the slice is followed by a step with the largest logit's token.
-  virtual bool ContinuesGreedily(const worker::v1::SequenceSlice& slice) const { return false; }
+  // Tokens of which a step with the most probable one follows on the slice's output; 0: something else may
+  // follow.
+  virtual uint32_t GreedyChoices(const worker::v1::SequenceSlice& slice) const { return 0; }
   // rows_computed() includes the slice.
   virtual absl::StatusOr<bool> OnOutput(const worker::v1::SequenceSlice& slice,
                                         const worker::v1::SliceOutput& output, absl::Time now) = 0;

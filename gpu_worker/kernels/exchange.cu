@@ -271,7 +271,8 @@ cudaError_t ExpectCold(const ExchangeRegion& region, const ExchangeCall& call, E
 
 cudaError_t MergeCold(const ExchangeRegion& region, const ExchangeCall& call, ExchangeState* state,
                       ExchangeRecord* record, float* y, cudaStream_t stream) {
-  // One multiprocessor alone would not bring an answer over the bus as fast as it can be had.
+  // From the answer to the kernel after this one an H200 takes 9.7 us for 32 KiB with one block, 7.4 with
+  // eight.
   constexpr int64_t kBlockFloats = 4 * kMergeThreads;
   constexpr int64_t kMostBlocks = 8;
   const int64_t blocks = std::min(kMostBlocks, CeilDiv(call.rows * call.hidden, kBlockFloats));

@@ -22,7 +22,8 @@ inline constexpr int kMostProducts = 3;
 
 // Products of x [rows, columns] with up to kMostProducts matrices of one type and width in one launch,
 // reading the weights once for every eight rows (fewer where they are long). A row's result does not depend
-// on the others. Columns are at most kMostStagedColumns.
+// on the others. Columns are at most kMostStagedColumns. No kernel of the stream may write the weights: they
+// are read while kernels before this one still run.
 cudaError_t MatMul(const Product* products, int count, const float* x, int64_t rows, cudaStream_t stream);
 
 // out[i, :] = row first + i of the matrix as F32, i < count.

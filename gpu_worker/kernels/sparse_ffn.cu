@@ -289,8 +289,9 @@ Shares RowShares(const FfnParts& parts, int64_t first, int threads, int blocks_e
   const auto blocks = [&](int64_t neurons, int64_t most) {
     return std::max(std::min(CeilDiv(neurons, warps), most), CeilDiv(neurons, BlockNeurons::kMost));
   };
+  const int64_t all = int64_t{blocks_each} * Multiprocessors();
   const int64_t bus = blocks(parts.bus.neurons.count, kBusThreads / threads);
-  const int64_t hot = blocks(parts.hot.neurons.count, int64_t{blocks_each} * Multiprocessors() - bus);
+  const int64_t hot = blocks(parts.hot.neurons.count, std::max(all - bus, all / 2));
   return {FromRow(parts, first), static_cast<unsigned>(bus), static_cast<unsigned>(hot)};
 }
 

@@ -274,6 +274,7 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepReque
   base::MutexLock lock(&mutex_);
   sequences_.Begin(request);
   if (request.slices().empty() && !request.ended().empty()) {
+    DropGuess();
     TellCpuWorkers();
     return worker::v1::StepSuccess();
   }
@@ -281,10 +282,7 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::Step(const worker::v1::StepReque
   sequences_.Count(request, success);
   if (!success.ok()) return success;
   Record(request, *success);
-  if (step_ahead_) {
-    guess_ =
-        GuessNextStep(request, *success, runner_options_.kv_block_size, model_->hyperparameters().vocabulary);
-  }
+  if (step_ahead_) guess_ = GuessNextStep(request, *success, runner_options_.kv_block_size);
   return success;
 }
 
@@ -305,6 +303,12 @@ absl::StatusOr<worker::v1::StepSuccess> Engine::TakeStep(const worker::v1::StepR
   return success;
 }
 
+void Engine::DropGuess() {
+  if (ahead_.has_value()) RecordStepAhead(/*asked_for=*/false);
+  guess_.reset();
+  ahead_.reset();
+}
+
 void Engine::StepAhead() {
   base::MutexLock lock(&mutex_);
   if (!guess_.has_value()) return;
@@ -321,6 +325,7 @@ void Engine::Record(const worker::v1::StepRequest& request, const worker::v1::St
 void Engine::EndSequences() {
   base::MutexLock lock(&mutex_);
   sequences_.EndAll();
+  DropGuess();
   TellCpuWorkers();
 }
 

@@ -110,6 +110,7 @@ class Engine {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<worker::v1::StepSuccess> TryStep(const worker::v1::StepRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DropGuess() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Record(const worker::v1::StepRequest& request, const worker::v1::StepSuccess& success)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status StartAdapting(int64_t interval) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

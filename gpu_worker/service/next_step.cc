@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
-#include <vector>
 
 namespace isotherm::gpu_worker {
 namespace {
@@ -40,15 +39,15 @@ std::optional<uint32_t> FirstLargest(const std::string& logits, int64_t count) {
 }  // namespace
 
 std::optional<v1::StepRequest> GuessNextStep(const v1::StepRequest& request, const v1::StepSuccess& success,
-                                             int64_t kv_block_size, int64_t vocabulary) {
+                                             int64_t kv_block_size) {
   if (request.slices_size() != 1 || success.outputs_size() != 1) return std::nullopt;
   const v1::SequenceSlice& slice = request.slices(0);
   const int64_t position = int64_t{slice.position()} + slice.tokens_size();
-  if (!slice.continues_greedily() || slice.output() != v1::STEP_OUTPUT_LAST_LOGITS ||
+  if (slice.greedy_choices() == 0 || slice.output() != v1::STEP_OUTPUT_LAST_LOGITS ||
       position >= slice.block_table_size() * kv_block_size) {
     return std::nullopt;
   }
-  const std::optional<uint32_t> token = FirstLargest(success.outputs(0).logits(), vocabulary);
+  const std::optional<uint32_t> token = FirstLargest(success.outputs(0).logits(), slice.greedy_choices());
   if (!token.has_value()) return std::nullopt;
   v1::StepRequest guess;
   guess.set_step_id(request.step_id() + 1);

@@ -11,11 +11,10 @@
 namespace isotherm::gpu_worker {
 
 // The step that follows on `request` and its outputs, if the request says that it continues greedily and its
-// KV blocks, of so many rows each, have room for one more. `vocabulary` logits are of tokens, any more are
-// padding.
+// KV blocks, of so many rows each, have room for one more.
 std::optional<worker::v1::StepRequest> GuessNextStep(const worker::v1::StepRequest& request,
                                                      const worker::v1::StepSuccess& success,
-                                                     int64_t kv_block_size, int64_t vocabulary);
+                                                     int64_t kv_block_size);
 
 // Whether what was computed for the guess is what the request asks for.
 bool IsGuessed(const worker::v1::StepRequest& guess, const worker::v1::StepRequest& request);

@@ -127,6 +127,8 @@ TEST(EngineTest, APaddedVocabularyYieldsOnlyTokens) {
   auto call = harness.Submit(greedy);
   ASSERT_TRUE(call->Finish().ok());
   EXPECT_EQ(call->tokens, harness.Expected(greedy, 40));
+  EXPECT_EQ(harness.runner.promises().kept, harness.runner.promises().made) << "among tokens, not padding";
+  EXPECT_EQ(harness.runner.promises().made, 39);
 
   GenerateTask sampled = greedy;
   sampled.sampling = SamplingOptions();

@@ -218,14 +218,15 @@ void ToyRunner::CheckPromise(const worker::v1::StepRequest& request) {
 }
 
 void ToyRunner::NotePromise(const worker::v1::SequenceSlice& slice, const worker::v1::SliceOutput& output) {
-  if (!slice.continues_greedily()) return;
+  if (slice.greedy_choices() == 0) return;
   ++promises_.made;
   promised_.emplace();
   promised_->set_sequence_id(slice.sequence_id());
   promised_->set_position(slice.position() + slice.tokens_size());
   promises_.with_room += slice.block_table_size() * options_.block_size > promised_->position();
-  std::vector<float> logits(output.logits().size() / sizeof(float));
-  std::memcpy(logits.data(), output.logits().data(), output.logits().size());
+  std::vector<float> logits(slice.greedy_choices());
+  std::memcpy(logits.data(), output.logits().data(),
+              std::min(output.logits().size(), logits.size() * sizeof(float)));
   const auto largest = std::max_element(logits.begin(), logits.end());
   promised_->add_tokens(static_cast<uint32_t>(largest - logits.begin()));
 }

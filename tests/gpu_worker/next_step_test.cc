@@ -31,18 +31,20 @@ v1::StepRequest Request() {
   for (const uint32_t token : {5, 6, 7}) slice.add_tokens(token);
   for (const uint32_t block : {9, 1}) slice.add_block_table(block);
   slice.set_output(v1::STEP_OUTPUT_LAST_LOGITS);
-  slice.set_continues_greedily(true);
   return request;
 }
 
-// The token guessed; -1 for no guess.
-int64_t Guessed(const v1::StepRequest& request, const v1::StepSuccess& success, int64_t vocabulary) {
-  const auto guess = GuessNextStep(request, success, kBlock, vocabulary);
+// The token guessed among so many; -1 for no guess.
+int64_t Guessed(v1::StepRequest request, const v1::StepSuccess& success, uint32_t choices) {
+  for (v1::SequenceSlice& slice : *request.mutable_slices()) slice.set_greedy_choices(choices);
+  const auto guess = GuessNextStep(request, success, kBlock);
   return guess.has_value() ? int64_t{guess->slices(0).tokens(0)} : -1;
 }
 
 TEST(NextStepTest, IsTheSequencesNextRowWithTheLargestLogitsToken) {
-  const auto guess = GuessNextStep(Request(), Logits({0.5f, -1, 2.5f, 1}), kBlock, 4);
+  v1::StepRequest request = Request();
+  request.mutable_slices(0)->set_greedy_choices(4);
+  const auto guess = GuessNextStep(request, Logits({0.5f, -1, 2.5f, 1}), kBlock);
   ASSERT_TRUE(guess.has_value());
   ASSERT_EQ(1, guess->slices_size());
   const v1::SequenceSlice& next = guess->slices(0);
@@ -78,10 +80,8 @@ TEST(NextStepTest, LogitsThatNoSamplerTakesAreNotGuessedFrom) {
 TEST(NextStepTest, NothingIsGuessedUnlessTheRequestLeavesNoChoice) {
   const v1::StepSuccess success = Logits({0, 1});
   v1::StepRequest request = Request();
-  request.mutable_slices(0)->set_continues_greedily(false);
-  EXPECT_EQ(-1, Guessed(request, success, 2));
+  EXPECT_EQ(-1, Guessed(request, success, 0));
 
-  request = Request();
   request.mutable_slices(0)->set_output(v1::STEP_OUTPUT_NONE);
   EXPECT_EQ(-1, Guessed(request, success, 2));
 
@@ -97,11 +97,13 @@ TEST(NextStepTest, NothingIsGuessedUnlessTheRequestLeavesNoChoice) {
 }
 
 TEST(NextStepTest, OnlyTheVeryStepCounts) {
-  const v1::StepRequest guess = *GuessNextStep(Request(), Logits({0, 1}), kBlock, 2);
+  v1::StepRequest request = Request();
+  request.mutable_slices(0)->set_greedy_choices(2);
+  const v1::StepRequest guess = *GuessNextStep(request, Logits({0, 1}), kBlock);
   v1::StepRequest asked = guess;
   asked.set_step_id(99);
   asked.add_ended(2);
-  asked.mutable_slices(0)->set_continues_greedily(true);
+  asked.mutable_slices(0)->set_greedy_choices(2);
   asked.mutable_slices(0)->add_block_table(4);
   EXPECT_TRUE(IsGuessed(guess, asked)) << "with a later row's block";
 

@@ -59,6 +59,17 @@ class StepAheadTest(unittest.TestCase):
         self.check([client.generate(self.running, request) for request in self.requests])
         self.assertLessEqual(self.steps_ahead("discarded"), 1)
 
+    def test_a_step_ahead_of_a_sequence_that_is_over_is_computed_once(self):
+        # The end is a stop string's, which the worker cannot foresee.
+        request = client.greedy(self.prompts[0], TOKENS)
+        request.stopping.stop.append(self.expected[0].text[60:70])
+        stream = client.generate(self.running, request)
+        self.assertLess(len(stream.tokens), TOKENS)
+        discarded = cluster.wait_until(lambda: self.steps_ahead("discarded"), "the gateway's word that it is over")
+        self.assertEqual(1, discarded)
+        self.check([client.generate(self.running, request) for request in self.requests])
+        self.assertEqual(1, self.steps_ahead("discarded"))
+
     def test_a_cpu_worker_killed_under_a_step_ahead_costs_no_token(self):
         killed = []
 
