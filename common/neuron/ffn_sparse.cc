@@ -126,9 +126,9 @@ class SparseWalk {
   }
 
   // Where each row of the request wants each of the neurons, as one row always does, products in integers are
-  // faster with whole rows: in the second-level cache Q4_0 in parts took 1.4 times as long. So are those of one
-  // row in F32: 1.2 times as long for F16 that was asked for in advance; what a dense run reads comes from
-  // memory, where parts were 3 % faster.
+  // faster with whole rows: in the second-level cache Q4_0 in parts took 1.4 times as long. So are those of
+  // one row in F32: 1.2 times as long for F16 that was asked for in advance; what a dense run reads comes
+  // from memory, where parts were 3 % faster.
   bool TakesWholeRows(const kernels::RowKernels& kernels) const {
     if (Begin(wanted_) != wanted_ * job_.rows) return false;
     return kernels.input_bytes(job_.hidden) > 0 || (job_.rows == 1 && !job_.request->dense);
