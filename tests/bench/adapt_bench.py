@@ -25,21 +25,13 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "contract"))
 from gguf_tensors import permute_counts
 
 
-class Servers(gpu_bench.Servers):
-    """With further flags of gpu_worker."""
-
-    def __init__(self, options: argparse.Namespace, folder: Path, flags: list):
-        self._flags = {"gpu_worker": flags}
-        if options.device == "host":  # both workers share the cores
-            self._flags["cpu_worker"] = ["--spin-us=-1"]
-        folder.mkdir()
-        super().__init__(options, options.device, folder)
-
-    def _start(self, options: argparse.Namespace, name: str, *flags: str) -> None:
-        super()._start(options, name, *flags, *self._flags.get(name, ()))
+def start(options: argparse.Namespace, folder: Path, *flags: str) -> gpu_bench.Servers:
+    """`flags`: further ones of gpu_worker."""
+    folder.mkdir()
+    return gpu_bench.Servers(options, options.device, folder, flags)
 
 
-def run(options: argparse.Namespace, servers: Servers, stream: int) -> dict:
+def run(options: argparse.Namespace, servers: gpu_bench.Servers, stream: int) -> dict:
     _, told = gpu_bench.finish(servers, gpu_bench.generate(options, servers, stream))
     return {"tokens_per_second": gpu_bench.tokens_per_second(told, "decode"),
             "hot_share": float(re.search(r"computed, ([0-9.]+) % of those hot", told).group(1)) / 100}
@@ -50,7 +42,7 @@ def measure_recovery(options: argparse.Namespace, folder: Path, right: Path, wro
               "wrong": [f"--profile={wrong}", "--adapt=off"]}
     rows = []
     with contextlib.ExitStack() as stack:
-        servers = {name: stack.enter_context(Servers(options, folder / name, flags)) for name, flags in placed.items()}
+        servers = {name: stack.enter_context(start(options, folder / name, *flags)) for name, flags in placed.items()}
         print("| tokens | " + " | ".join(f"{name}: hot share, tokens/s" for name in placed) + " |")
         print("| --- " * (1 + len(placed)) + "|")
         for stream in range(options.streams):
@@ -64,7 +56,7 @@ def measure_recovery(options: argparse.Namespace, folder: Path, right: Path, wro
 def measure_cost(options: argparse.Namespace, folder: Path, right: Path) -> dict:
     runs = {"on": [], "off": []}
     with contextlib.ExitStack() as stack:
-        servers = {adapt: stack.enter_context(Servers(options, folder / adapt, [f"--profile={right}", f"--adapt={adapt}"]))
+        servers = {adapt: stack.enter_context(start(options, folder / adapt, f"--profile={right}", f"--adapt={adapt}"))
                    for adapt in runs}
         for pair in range(options.pairs + 1):
             for adapt in (runs if pair % 2 else reversed(runs)):
@@ -83,7 +75,7 @@ def main() -> None:
     parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True, help="what the firing counts are taken of")
-    parser.add_argument("--vram-budget", type=float, required=True, help="GiB")
+    parser.add_argument("--vram-budget", required=True, help="GiB; +GiB: above the least")
     parser.add_argument("--device", choices=("host", "cuda"), default="host")
     parser.add_argument("--predictor", default="auto")
     parser.add_argument("--prompt", default="The king said to his daughter,")
@@ -95,13 +87,16 @@ def main() -> None:
     parser.add_argument("--wait", type=int, default=600, help="seconds for the model to load")
     parser.add_argument("--json", type=Path, help="append the result to this file, a line")
     options = parser.parse_args()
-    options.sequences, options.stream_rows = 1, None  # at once, and as gpu_worker has it
+    options.sequences, options.kv_tokens = 1, options.context
+    options.devices, options.kv_type, options.stream_rows = "0", "f16", None  # as gpu_worker has them
+    options.gpu_worker_flag = []
+    options.cpu_worker_flag = ["--spin-us=-1"] if options.device == "host" else []  # there both workers share the cores
 
     with tempfile.TemporaryDirectory(prefix="isotherm-bench.") as name:
         folder = Path(name)
         right, wrong = folder / "right.gguf", folder / "wrong.gguf"
-        subprocess.run([options.bin / "isotherm", "profile", options.model, f"--text={options.text}", f"--out={right}"],
-                       check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([options.bin / "isotherm", "profile", options.model, f"--text={options.text}", f"--out={right}",
+                        f"--device={options.device}", f"--wait={options.wait}s"], check=True, stdout=subprocess.DEVNULL)
         permute_counts(right, wrong)
         result = {"model": options.model.name, "device": options.device, "vram_budget": options.vram_budget,
                   "predictor": options.predictor}

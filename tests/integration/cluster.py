@@ -1,6 +1,9 @@
 """Gateway, gpu_worker and cpu_worker on Unix sockets in a folder of their own."""
 
+import functools
+import os
 import pathlib
+import re
 import shutil
 import socket
 import sys
@@ -16,6 +19,28 @@ import suite
 
 # Leaves half of the demo model's neurons cold, with predictor `gate` two thirds. The budget pays for each thread's scratch, too.
 COLD = ("--threads=2", "--vram-budget=0.0292", "--kv-tokens=1024", "--max-prefill-rows=128", "--max-decode-rows=8")
+# What every GPU worker of these tests computes on: host or cuda.
+DEVICE = os.environ.get("ISOTHERM_TEST_DEVICE", "host")
+
+_BUDGET = "--vram-budget="
+
+
+@functools.cache
+def _least_budget(device, model, flags):
+    """GiB that a GPU worker says it needs on the device before the first hot neuron."""
+    refused = process.run("gpu_worker", f"--model={model}", "--listen=127.0.0.1:0", "--metrics-listen=", *flags,
+                          f"--device={device}", f"{_BUDGET}0.001")
+    return float(re.search(r"need (\d+\.\d+) GiB", refused.stderr)[1])
+
+
+def on_device(flags, model):
+    """Flags of a GPU worker for device host as they are on DEVICE: with a budget that leaves as much for hot neurons."""
+    if DEVICE == "host":
+        return list(flags)
+    others = tuple(flag for flag in flags if not flag.startswith((_BUDGET, "--attention-offload")))
+    more = _least_budget(DEVICE, model, others) - _least_budget("host", model, others)
+    return [f"--device={DEVICE}"] + [
+        f"{_BUDGET}{float(flag.removeprefix(_BUDGET)) + more:.4f}" if flag.startswith(_BUDGET) else flag for flag in flags]
 
 
 def wait_until(condition, what, timeout=suite.PATIENCE):
@@ -57,7 +82,8 @@ class Cluster:
         # A test's server leaves nothing beside its model, and the next one places neurons as it did.
         self.gpu_worker = self._process(
             "gpu_worker", model,
-            [shm, f"--cpu-worker={','.join(map(self.address, names))}", "--nosave-profile", *gpu_worker])
+            [shm, f"--cpu-worker={','.join(map(self.address, names))}", "--nosave-profile",
+             *on_device(gpu_worker, model)])
         self.gateway = self._process("gateway", model, [shm, f"--worker={self.address('gpu_worker')}", *gateway])
         self.processes = [*self.cpu_workers, self.gpu_worker, self.gateway]
 

@@ -109,10 +109,10 @@ class DeviceFaultTest(unittest.TestCase):
             self.assertEqual([stream.tokens for stream in undisturbed], [stream.tokens for stream in disturbed])
 
     def test_a_lost_device(self):
-        self.check("lost:50", "device host is lost: .+ Start the worker again: open streams then go on")
+        self.check("lost:50", f"device {cluster.DEVICE}.* is lost: .+ Start the worker again: open streams then go on")
 
     def test_out_of_memory_in_a_step(self):
-        self.check("memory:50", r"device host ran out of memory in a step: cannot allocate \d+ bytes .+ Start the worker again")
+        self.check("memory:50", rf"device {cluster.DEVICE}.* ran out of memory in a step: cannot allocate \d+ bytes .+ Start the worker again")
 
 
 class GraceTest(unittest.TestCase):
