@@ -34,6 +34,10 @@ struct BundleLayout {
   const uint8_t* Down(const uint8_t* bundle) const { return bundle + down_offset; }
   // What is read where the first row says that the neuron fires.
   int64_t second_offset() const { return gated ? up_offset : down_offset; }
+  // Of each row; the first one's with the bias.
+  int64_t first_bytes() const { return second_offset(); }
+  int64_t up_bytes() const { return gated ? down_offset - up_offset : 0; }
+  int64_t down_bytes() const { return bundle_bytes - down_offset; }
   // What is added to the first row's product.
   float Bias(const uint8_t* bundle) const {
     return bias_offset == 0 ? 0.0f : *reinterpret_cast<const float*>(bundle + bias_offset);

@@ -279,10 +279,7 @@ FfnStatistics FfnExecutor::Workspace::RunTiled(const Job& job, float* y) {
 
 FfnStatistics FfnExecutor::Workspace::Total(int64_t partials) const {
   FfnStatistics total;
-  for (int64_t p = 0; p < partials; ++p) {
-    total.computed += partials_[p].statistics.computed;
-    total.active += partials_[p].statistics.active;
-  }
+  for (int64_t p = 0; p < partials; ++p) total += partials_[p].statistics;
   return total;
 }
 
@@ -313,9 +310,7 @@ FfnStatistics FfnExecutor::Run(const BundleView& view, const FfnRequest& request
     job.rows = std::min(kTiledRows, request.rows - row);
     workspace.BuildUnion(&job);
     float* rows_y = y + row * workspace.hidden;
-    const FfnStatistics part = sparse ? workspace.RunSparse(job, rows_y) : workspace.RunTiled(job, rows_y);
-    total.computed += part.computed;
-    total.active += part.active;
+    total += sparse ? workspace.RunSparse(job, rows_y) : workspace.RunTiled(job, rows_y);
   }
   return total;
 }

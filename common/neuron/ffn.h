@@ -47,6 +47,14 @@ struct FfnRequest {
 struct FfnStatistics {
   int64_t computed = 0;  // mask bits set for neurons of the view, summed over rows
   int64_t active = 0;    // of those, with act(gate) * up (ungated: the activation) not zero
+  int64_t bytes = 0;     // of the bundles' rows read, each once for up to 512 of the request's rows
+
+  FfnStatistics& operator+=(const FfnStatistics& other) {
+    computed += other.computed;
+    active += other.active;
+    bytes += other.bytes;
+    return *this;
+  }
 };
 
 // Owns the workspace. Thread-compatible.

@@ -56,6 +56,7 @@ class SparseWalk {
       std::fill_n(partial->y + row * job_.hidden, job_.hidden, 0.0f);
       partial->touched[row] = 1;
     }
+    statistics_.bytes += wanted_ * layout_.down_bytes();
     const uint8_t* const* const rows = ListRows(layout_.down_offset, NextNeurons());
     if (job_.rows == 1 && TakesWholeRows(job_.down)) {
       job_.down.add_scaled(rows, wanted_, values_.data(), job_.hidden, partial->y);
@@ -154,6 +155,7 @@ class SparseWalk {
     statistics_.computed += Begin(wanted_);
     const bool given = job_.request->gate_values != nullptr;
     if (!given) {
+      statistics_.bytes += wanted_ * layout_.first_bytes();
       Multiply(job_.gate, job_.shared_gate, job_.gate_inputs, 0,
                MostlyActive() ? SameNeurons(layout_.second_offset()) : NextNeurons());
     }
@@ -168,6 +170,7 @@ class SparseWalk {
   }
 
   void MultiplyByUp() {
+    statistics_.bytes += wanted_ * layout_.up_bytes();
     Multiply(job_.up, job_.shared_up, job_.up_inputs, layout_.up_offset,
              adds_down_ ? SameNeurons(layout_.down_offset) : NextNeurons());
     const bool double_relu = job_.double_relu();

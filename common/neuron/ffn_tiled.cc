@@ -74,6 +74,11 @@ class Tile {
     return active;
   }
 
+  int64_t FirstBytes() const {
+    return job_.request->gate_values == nullptr ? count_ * layout_.first_bytes() : 0;
+  }
+  int64_t OtherBytes() const { return count_ * (layout_.up_bytes() + layout_.down_bytes()); }
+
   void AddDown(bool accumulate, float* y) const {
     Unpack(job_.down, layout_.down_offset);
     kernels::GemmNN(job_.rows, job_.hidden, count_, scratch_.gate(), count_, scratch_.weights(), job_.hidden,
@@ -129,10 +134,12 @@ void ComputeTiled(const Job& job, const int32_t* wanted, int64_t count, const Ti
   for (int64_t begin = 0; begin < count; begin += scratch.neurons()) {
     const Tile tile(job, wanted + begin, std::min(scratch.neurons(), count - begin), scratch);
     tile.Gate();
+    partial->statistics.bytes += tile.FirstBytes();
     partial->statistics.computed += tile.ActivateWanted();
     if (!tile.AnyActive() && !job.request->dense) continue;
     if (job.view->layout->gated) tile.MultiplyByUp();
     partial->statistics.active += tile.CountFirings();
+    partial->statistics.bytes += tile.OtherBytes();
     tile.AddDown(accumulate, partial->y);
     accumulate = true;
   }

@@ -17,6 +17,9 @@ NeuronExecutor::Metrics NeuronExecutor::MakeMetrics() {
                               "Neurons computed, once for each token row that asked."),
           registry.GetCounter("isotherm_cpu_worker_neurons_active_total",
                               "Of the neurons computed, those whose activation was not zero."),
+          registry.GetCounter(
+              "isotherm_cpu_worker_neuron_bytes_total",
+              "Bytes of weights read for the neurons computed, once for all rows of an exchange."),
           registry.GetCounter("isotherm_cpu_worker_neurons_expected_total",
                               "Neurons that the GPU worker announced, a layer early."),
           registry.GetCounter("isotherm_cpu_worker_neurons_expected_rightly_total",
@@ -60,6 +63,7 @@ absl::StatusOr<exchange::ServerAnswer> NeuronExecutor::Execute(const exchange::S
   metrics_.rows.Add(static_cast<double>(ffn.rows));
   metrics_.computed.Add(static_cast<double>(statistics.computed));
   metrics_.active.Add(static_cast<double>(statistics.active));
+  metrics_.bytes.Add(static_cast<double>(statistics.bytes));
   CountExpected(request);
   return exchange::ServerAnswer{statistics.computed, statistics.active};
 }

@@ -53,7 +53,7 @@ class NeuronExecutor final : public exchange::Executor {
 
  private:
   struct Metrics {
-    observe::Counter exchanges, rows, computed, active, expected, expected_rightly;
+    observe::Counter exchanges, rows, computed, active, bytes, expected, expected_rightly;
     observe::Histogram seconds;
   };
   static Metrics MakeMetrics();

@@ -60,6 +60,8 @@ struct StepMetrics {
       "isotherm_exchange_bytes_total", "Bytes exchanged with the CPU worker, both ways.");
   observe::Counter computed = Registry::Global().GetCounter(
       "isotherm_neurons_computed_total", "Neurons computed, summed over layers and token rows.");
+  observe::Counter hot = Registry::Global().GetCounter("isotherm_hot_neurons_computed_total",
+                                                       "Of the neurons computed, the hot ones.");
   observe::Counter active = Registry::Global().GetCounter("isotherm_neurons_active_total",
                                                           "Neurons computed whose activation was not zero.");
 };
@@ -100,6 +102,7 @@ void RecordStep(const worker::v1::StepRequest& request, const worker::v1::StepSt
   metrics.wait.Add(statistics.cpu_worker_wait_seconds());
   metrics.exchange_bytes.Add(static_cast<double>(statistics.exchange_bytes()));
   metrics.computed.Add(static_cast<double>(statistics.neurons_computed()));
+  metrics.hot.Add(static_cast<double>(statistics.hot_neurons_computed()));
   metrics.active.Add(static_cast<double>(statistics.neurons_active()));
   if (const int64_t micro_batches = runner.last_micro_batches(); micro_batches > 0) {
     (micro_batches == 1 ? metrics.whole_passes : metrics.divided_passes).Add();

@@ -210,8 +210,9 @@ TEST(WorkerTest, CountsWhatItComputed) {
   for (const std::string name :
        {"isotherm_cpu_worker_exchanges_total", "isotherm_cpu_worker_rows_total",
         "isotherm_cpu_worker_neurons_computed_total", "isotherm_cpu_worker_neurons_active_total",
-        "isotherm_cpu_worker_exchange_compute_seconds_count", "isotherm_cpu_worker_bundle_bytes",
-        "isotherm_cpu_worker_threads 2", "isotherm_cpu_worker_placement_epoch 1234"}) {
+        "isotherm_cpu_worker_neuron_bytes_total", "isotherm_cpu_worker_exchange_compute_seconds_count",
+        "isotherm_cpu_worker_bundle_bytes", "isotherm_cpu_worker_threads 2",
+        "isotherm_cpu_worker_placement_epoch 1234"}) {
     EXPECT_NE(metrics.find("\n" + name), std::string::npos) << name;
   }
 }

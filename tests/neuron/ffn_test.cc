@@ -294,6 +294,45 @@ TEST(FfnTest, GateValuesReplaceTheGateRows) {
   }
 }
 
+// Every first row that is wanted, and the other two of the neurons that fire; once for all rows that want the
+// same.
+TEST(FfnTest, CountsTheBytesOfTheRowsRead) {
+  const RandomLayer layer(WeightType::kQ8_0, 64, 400, 37);
+  const BundleLayout& layout = layer.layout();
+  const std::vector<float> one = RandomInput(1, layer.hidden(), 8);
+  const std::vector<uint64_t> mask = RandomMasks(1, layer.ffn(), 0.5, 13);
+  for (int threads : {1, 6}) {
+    base::ThreadPool pool({.threads = threads});
+    const FfnRequest alone = MakeRequest(layer, 1, one, mask);
+    const FfnStatistics sparse = RunOn(pool, layer, layer.All(), alone).statistics;
+    const int64_t others = sparse.active * (layout.up_bytes() + layout.down_bytes());
+    EXPECT_GT(sparse.active, 0);
+    EXPECT_LT(sparse.active, sparse.computed);
+    EXPECT_EQ(sparse.bytes, sparse.computed * layout.first_bytes() + others);
+
+    FfnRequest given = alone;
+    const std::vector<float> gates = GateValues(layer, alone);
+    given.gate_values = gates.data();
+    EXPECT_EQ(RunOn(pool, layer, layer.All(), given).statistics.bytes, others);
+
+    for (int64_t rows : {5, 20}) {
+      std::vector<float> x;
+      std::vector<uint64_t> masks;
+      for (int64_t row = 0; row < rows; ++row) {
+        x.insert(x.end(), one.begin(), one.end());
+        masks.insert(masks.end(), mask.begin(), mask.end());
+      }
+      FfnRequest together = MakeRequest(layer, rows, x, masks);
+      const int64_t all = sparse.computed * layout.bundle_bytes;
+      EXPECT_EQ(RunOn(pool, layer, layer.All(), together).statistics.bytes,
+                rows <= kSparseRows ? sparse.bytes : all)
+          << rows;
+      together.dense = true;
+      EXPECT_EQ(RunOn(pool, layer, layer.All(), together).statistics.bytes, all) << rows;
+    }
+  }
+}
+
 TEST(FfnTest, DenseComputesTheSame) {
   const RandomLayer layer(WeightType::kF16, 128, 256, 41);
   base::ThreadPool pool({.threads = 2});
