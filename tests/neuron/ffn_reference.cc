@@ -63,6 +63,26 @@ Activated SecondFactor(const LayerWeights& layer, const FfnRequest& request, int
 
 }  // namespace
 
+std::vector<float> RandomInput(int64_t rows, int64_t hidden, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> x(rows * hidden);
+  for (float& value : x) value = normal(random);
+  return x;
+}
+
+std::vector<uint64_t> RandomMasks(int64_t rows, int64_t ffn, double share, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::bernoulli_distribution wanted(share);
+  std::vector<uint64_t> masks(rows * MaskWords(ffn), 0);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t j = 0; j < ffn; ++j) {
+      if (wanted(random)) SetBit(&masks[row * MaskWords(ffn)], j);
+    }
+  }
+  return masks;
+}
+
 uint8_t* AlignTo64(std::vector<uint8_t>& storage) {
   return storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
 }

@@ -65,6 +65,11 @@ struct ReferenceResult {
 ReferenceResult Reference(const LayerWeights& layer, const std::vector<int32_t>& neurons,
                           const FfnRequest& request);
 
+// [rows, hidden], normally distributed.
+std::vector<float> RandomInput(int64_t rows, int64_t hidden, uint32_t seed);
+// [rows, MaskWords(ffn)], in which each neuron is wanted with this probability.
+std::vector<uint64_t> RandomMasks(int64_t rows, int64_t ffn, double share, uint32_t seed);
+
 // First bundle address on a 64-byte boundary inside `storage`, which must be 63 bytes longer than needed.
 uint8_t* AlignTo64(std::vector<uint8_t>& storage);
 

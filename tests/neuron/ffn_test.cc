@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cstring>
 #include <numeric>
-#include <random>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -20,26 +19,6 @@ namespace {
 
 using kernels::WeightType;
 using model::Activation;
-
-std::vector<float> RandomInput(int64_t rows, int64_t hidden, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, 1);
-  std::vector<float> x(rows * hidden);
-  for (float& value : x) value = normal(random);
-  return x;
-}
-
-std::vector<uint64_t> RandomMasks(int64_t rows, int64_t ffn, double share, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::bernoulli_distribution wanted(share);
-  std::vector<uint64_t> masks(rows * MaskWords(ffn), 0);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t j = 0; j < ffn; ++j) {
-      if (wanted(random)) SetBit(&masks[row * MaskWords(ffn)], j);
-    }
-  }
-  return masks;
-}
 
 std::vector<int32_t> Iota(int64_t n) {
   std::vector<int32_t> all(n);
@@ -324,9 +303,8 @@ TEST(FfnTest, CountsTheBytesOfTheRowsRead) {
       }
       FfnRequest together = MakeRequest(layer, rows, x, masks);
       const int64_t all = sparse.computed * layout.bundle_bytes;
-      EXPECT_EQ(RunOn(pool, layer, layer.All(), together).statistics.bytes,
-                rows <= kSparseRows ? sparse.bytes : all)
-          << rows;
+      const int64_t bytes = RunOn(pool, layer, layer.All(), together).statistics.bytes;
+      EXPECT_EQ(bytes, rows <= kSparseRows ? sparse.bytes : all) << rows;
       together.dense = true;
       EXPECT_EQ(RunOn(pool, layer, layer.All(), together).statistics.bytes, all) << rows;
     }
