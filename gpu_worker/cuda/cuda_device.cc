@@ -405,7 +405,9 @@ void CudaDevice::BeginGraph(const Shape& shape) {
   if (timer_ != nullptr) MarkTime("");
 }
 
-void CudaDevice::MarkTime(const char* operation) { Latch(timer_->Mark(operation, stream(), track_)); }
+void CudaDevice::MarkTime(std::string operation) {
+  Latch(timer_->Mark(std::move(operation), stream(), track_));
+}
 
 absl::StatusOr<cuda::GraphExec> CudaDevice::FinishCapture() {
   mode_ = Mode::kEager;

@@ -117,13 +117,19 @@ class CudaDevice final : public Device {
   // Runs launch() -> cudaError_t unless the pass has failed or a graph stands for it.
   template <typename Launch>
   void Enqueue(const char* what, const Launch& launch) {
+    Enqueue(
+        what, [] { return std::string(); }, launch);
+  }
+  // detail() -> std::string tells such launches apart where operators are timed.
+  template <typename Detail, typename Launch>
+  void Enqueue(const char* what, const Detail& detail, const Launch& launch) {
     if (mode_ == Mode::kReplay || !failure_.ok()) return;
     Latch(cuda::ToStatus(launch(), what));
-    if (timer_ != nullptr && mode_ == Mode::kCapture && !forked_) MarkTime(what);
+    if (timer_ != nullptr && mode_ == Mode::kCapture && !forked_) MarkTime(what + detail());
   }
   void AttachColdStream();
   // While a pass is captured: the operation ends here.
-  void MarkTime(const char* operation);
+  void MarkTime(std::string operation);
   absl::Status Wait(const char* doing);
   int64_t ContextPieces() const;
 

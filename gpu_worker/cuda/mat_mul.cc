@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "gpu_worker/cuda/arena.h"
 #include "gpu_worker/cuda/cuda_device.h"
@@ -15,7 +16,9 @@ void CudaDevice::MatMul(const kernels::WeightMatrix& weight, const float* bias, 
                         float* y) {
   if (rows <= cuda::kSparseRows && weight.columns <= cuda::kMostStagedColumns) {
     const cuda::Product product{weight, bias, y};
-    return Enqueue("matrix product", [&] { return cuda::MatMul(&product, 1, x, rows, stream()); });
+    return Enqueue(
+        "matrix product", [&] { return absl::StrCat(" ", weight.rows, " x ", weight.columns); },
+        [&] { return cuda::MatMul(&product, 1, x, rows, stream()); });
   }
   if (mode_ == Mode::kReplay || !failure_.ok()) return;
   Latch(DenseProduct(weight, x, rows, y));

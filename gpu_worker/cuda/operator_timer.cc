@@ -10,12 +10,12 @@
 
 namespace isotherm::gpu_worker::cuda {
 
-absl::Status OperatorTimer::Mark(const char* operation, cudaStream_t stream, Track& track) const {
+absl::Status OperatorTimer::Mark(std::string operation, cudaStream_t stream, Track& track) const {
   ISOTHERM_ASSIGN_OR_RETURN(Event event, MakeEvent());
   // External: the event's time can be read after a replay.
   ISOTHERM_RETURN_IF_ERROR(
       ToStatus(cudaEventRecordWithFlags(event.get(), stream, cudaEventRecordExternal), "timing an operator"));
-  if (!track.events.empty()) track.operators.push_back(operation);
+  if (!track.events.empty()) track.operators.push_back(std::move(operation));
   track.events.push_back(std::move(event));
   return absl::OkStatus();
 }

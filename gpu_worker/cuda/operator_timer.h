@@ -18,12 +18,12 @@ class OperatorTimer {
  public:
   // Event nodes of one captured pass: one before the first operator and one behind each.
   struct Track {
-    std::vector<const char*> operators;
+    std::vector<std::string> operators;
     std::vector<Event> events;
   };
 
   // Captures an event behind `operation`, or before all others where there are none yet.
-  absl::Status Mark(const char* operation, cudaStream_t stream, Track& track) const;
+  absl::Status Mark(std::string operation, cudaStream_t stream, Track& track) const;
   // Adds what the replay of such a pass took; the stream is idle.
   absl::Status Collect(const Track& track);
   // A time measured otherwise.

@@ -1,9 +1,10 @@
-// gpu_kernel_bench [HOT_SHARE [BUS_OF_64]]
+// gpu_kernel_bench [rates | HOT_SHARE [BUS_OF_64]]
 //
-// Time and bytes a second of the decode kernels of device cuda, each in a graph of its own over weights that
-// do not fit the caches, beside a copy within the device's memory: medians of seven. HOT_SHARE of a layer's
-// neurons are hot, of which a token wants a fifth; of the others it wants a twenty-fifth, and BUS_OF_64 of
-// every 64 are read over the bus.
+// `rates`: bytes a second of a copy within the device's memory, of a product that reads a large matrix from
+// it, and of a copy from registered host memory. Otherwise: Time and bytes a second of the decode kernels of
+// device cuda, each in a graph of its own over weights that do not fit the caches, beside a copy within the
+// device's memory: medians of seven. HOT_SHARE of a layer's neurons are hot, of which a token wants a fifth;
+// of the others it wants a twenty-fifth, and BUS_OF_64 of every 64 are read over the bus.
 
 #include <cuda_runtime.h>
 
@@ -14,6 +15,7 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "common/kernels/packed_row.h"
@@ -262,6 +264,27 @@ class Bench {
   const int bus_of_64_;
 };
 
+void ReadByProduct() {
+  constexpr int64_t kRows = 64 << 10, kColumns = 8 << 10, kStride = 2 * kColumns;
+  constexpr int64_t kBytes = kRows * kStride;
+  static_assert(kBytes == int64_t{1} << 30);
+  const uint8_t* const weights = DeviceBytes(kBytes);
+  float* const x = Upload(std::vector<float>(kColumns, 0.5f));
+  float* const y = DeviceBytes<float>(kRows * 4);
+  const Product product{{weights, WeightType::kF16, kRows, kColumns, kStride}, nullptr, y};
+  Time("product with 1 GiB of F16", 4, kBytes,
+       [&](cudaStream_t stream) { return MatMul(&product, 1, x, 1, stream); });
+}
+
+void CopyFromHost() {
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  const uint8_t* const from = PinnedBytes(kBytes);
+  auto* const to = DeviceBytes(kBytes);
+  Time("copy from the host of 256 MiB", 4, kBytes, [&](cudaStream_t stream) {
+    return cudaMemcpyAsync(to, from, kBytes, cudaMemcpyHostToDevice, stream);
+  });
+}
+
 void CopyWithinDevice() {
   constexpr int64_t kBytes = int64_t{1} << 30;
   auto* const from = DeviceBytes(kBytes);
@@ -278,10 +301,16 @@ void CopyWithinDevice() {
 
 int main(int argc, char** argv) {
   using namespace isotherm::gpu_worker::cuda;
+  if (argc == 2 && std::string_view(argv[1]) == "rates") {
+    CopyWithinDevice();
+    ReadByProduct();
+    CopyFromHost();
+    return 0;
+  }
   const double hot_share = argc > 1 ? std::atof(argv[1]) : 0.35;
   const int bus_of_64 = argc > 2 ? std::atoi(argv[2]) : 12;
   if (!(hot_share > 0 && hot_share <= 1) || bus_of_64 < 0 || bus_of_64 > 64) {
-    std::fprintf(stderr, "usage: gpu_kernel_bench [HOT_SHARE, 0 to 1 [BUS_OF_64, 0 to 64]]\n");
+    std::fprintf(stderr, "usage: gpu_kernel_bench [rates | HOT_SHARE, 0 to 1 [BUS_OF_64, 0 to 64]]\n");
     return 2;
   }
   CopyWithinDevice();
