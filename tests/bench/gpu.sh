@@ -2,11 +2,13 @@
 # Device cuda on a machine that has a GPU but not this one's packages.
 #   gpu.sh bundle ARCHIVE [BUILD]     here: binaries, tests and the shared libraries they need, as a .tar.xz
 #   gpu.sh test FOLDER OUT            there, in a checkout: the device tests, compute-sanitizer over the operators
-#   gpu.sh bench FOLDER OUT MODEL...  there: the demo model's text on both devices, then each MODEL=GiB[:PREDICTOR]
+#   gpu.sh bench FOLDER OUT MODEL... [-- FLAG...]  there: the demo model's text on both devices, then each
+#                                     MODEL=GiB[:PREDICTOR], with further flags of gpu_bench.py
+#   gpu.sh all FOLDER OUT MODEL... [-- FLAG...]  test, kernels and bench
 #   gpu.sh kernels FOLDER OUT         there: GB/s of the decode kernels beside a copy within the device's memory
 #   gpu.sh share FOLDER OUT MODEL     there, GPU or not: share_bench.py
-# FOLDER is where the archive was unpacked; logs, result.json (a line a run) and a table go to OUT. Models of any shape come
-# from isotherm-synthesize (tools/python).
+# FOLDER is where the archive was unpacked; logs, result.json (a line a run) and tables.md go to OUT. Models of any shape come
+# from isotherm-synthesize (tools/python). Without a GPU: gpu.sh bench build/release OUT MODEL=GiB -- --device host
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 tests=(operators reference runner long_context split perturbation cold_stream hot_set)
@@ -53,26 +55,42 @@ run_tests() {  # FOLDER OUT
   return "$failed"
 }
 
-bench() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]...
+bench() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]... [-- FLAG...]
   use "$1"
-  local run=("$root/tests/bench/gpu_bench.py" --bin "$1/bin" --json "$2/result.json") model setting
-  echo "| model | VRAM budget | predictor | sequences | decode tokens/s (min-max) |"
-  echo "| --- | --- | --- | --- | --- |"
+  local out=$2 run=("$root/tests/bench/gpu_bench.py" --bin "$1/bin" --json "$2/result.json") models=() model setting
+  shift 2
+  for (( ; $# > 0; )); do
+    model=$1
+    shift
+    [[ $model != -- ]] || break
+    models+=("$model")
+  done
   for setting in "0 all" "+0.01 gate"; do
     "${run[@]}" --model "$root/models/tales/tales-q8_0.gguf" --tokens 200 --compare --vram-budget "${setting% *}" \
-      --predictor "${setting#* }"
+      --predictor "${setting#* }" "$@"
   done
-  shift 2
-  for model in "$@"; do
+  # Room for a prompt of 512, and for 16 streams of a short prompt and 64 tokens: one load serves all.
+  run+=(--sequences 1 4 16 --prefill 512 --context 640 --kv-tokens 1792 --time-operators)
+  for model in "${models[@]}"; do
     setting=${model#*=}
     "${run[@]}" --model "${model%%=*}" --vram-budget "${setting%%:*}" \
-      --predictor "$([[ $setting == *:* ]] && echo "${setting#*:}" || echo auto)" --time-operators
+      --predictor "$([[ $setting == *:* ]] && echo "${setting#*:}" || echo auto)" "$@"
   done
+  "$root/tests/bench/bench_table.py" "$out/result.json" | tee "$out/tables.md"
 }
 
 kernels() {  # FOLDER OUT
   use "$1"
-  "$1/bin/gpu_kernel_bench" | tee "$2/kernels.txt"
+  "$1/bin/gpu_kernel_bench" >"$2/kernels.txt"
+  "$root/tests/bench/bench_table.py" --kernels "$2/kernels.txt" | tee "$2/kernels.md"
+}
+
+all() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]... [-- FLAG...]
+  local failed=0
+  run_tests "$1" "$2" || failed=1
+  kernels "$1" "$2"
+  bench "$@"
+  return "$failed"
 }
 
 share() {  # FOLDER OUT MODEL
@@ -84,7 +102,8 @@ case ${1-} in
   bundle) bundle "${@:2}" ;;
   test) run_tests "${@:2}" ;;
   bench) bench "${@:2}" ;;
+  all) all "${@:2}" ;;
   kernels) kernels "${@:2}" ;;
   share) share "${@:2}" ;;
-  *) sed -n '2,9p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,11p' "$0" >&2; exit 2 ;;
 esac

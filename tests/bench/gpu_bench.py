@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""Decode speed of gpu_worker's device cuda beside a CPU worker, and its text against device host.
+"""Decode speed of gpu_worker's device cuda beside a CPU worker, its text against device host, and how far from a roofline it is.
 
 Each run starts the three processes on Unix sockets, generates greedily and reads the statistics that `isotherm generate`
-prints. `--compare` runs device host first and fails unless device cuda's text is the same.
+prints; one more run for each number of sequences is not timed, but the workers' counters are read at its beginning and its end
+(roofline.py). `--compare` runs device host first and fails unless device cuda's text is the same.
 
-    tests/bench/gpu_bench.py --bin build/release/bin --model model.gguf --vram-budget 8 --json result.json
+    tests/bench/gpu_bench.py --bin build/release/bin --model model.gguf --vram-budget 8 --sequences 1 4 16 --json result.json
+    tests/bench/bench_table.py result.json
 """
 
 import argparse
+import dataclasses
+import functools
 import json
 import os
 import random
@@ -16,7 +20,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+import phases
+import roofline
+from decode_bench import read_bandwidth
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "integration"))
+import metrics
+from process import free_port
+
+WORKERS = ("gpu_worker", "cpu_worker")
+KV_BLOCK = 16  # tokens that the KV cache's room is counted in
+# Streams end one after another: of so few steps those at the end are a tenth.
+MIN_STEPS = 20
+
 
 class Servers:
     """gateway, gpu_worker and cpu_worker; their logs are kept in `folder`."""
@@ -25,6 +44,7 @@ class Servers:
         self.folder = folder
         self.gateway = f"unix:{folder}/gateway.sock"
         self.processes = []
+        self._metrics_ports = {}
         gpu = [f"--device={device}", f"--kv-tokens={options.kv_tokens}", f"--ctx={options.context}",
                f"--max-decode-rows={options.sequences}", f"--predictor={options.predictor}", f"--kv-type={options.kv_type}",
                "--nosave-profile"]
@@ -40,9 +60,14 @@ class Servers:
         self._start(options, "gateway", f"--listen={self.gateway}", f"--worker=unix:{folder}/gpu.sock")
 
     def _start(self, options: argparse.Namespace, name: str, *flags: str) -> None:
+        port = self._metrics_ports[name] = free_port()
         with (self.folder / f"{name}.log").open("w") as log:
             self.processes.append(subprocess.Popen(
-                [options.bin / name, f"--model={options.model}", "--metrics-listen=", *flags], stdout=log, stderr=log))
+                [options.bin / name, f"--model={options.model}", f"--metrics-listen=127.0.0.1:{port}", *flags], stdout=log, stderr=log))
+
+    def scrape(self, name: str) -> metrics.Metrics | None:
+        """None where there is no such process."""
+        return metrics.scrape(self._metrics_ports[name]) if name in self._metrics_ports else None
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
@@ -94,13 +119,6 @@ class DeviceMemory:
         self.process.terminate()
         self.process.wait()
         return [used - self.before[device] for device, used in self._most(self.file.read_text()).items()]
-
-
-def operator_times(log: str) -> dict[str, dict]:
-    """Microseconds by operator, of what gpu_worker logs at its end."""
-    found = re.findall(r"operator time: (.*): (\d+) times, median ([0-9.]+) us, sum ([0-9.]+) us", log)
-    return {name: {"times": int(times), "median_us": float(median), "sum_us": float(total)}
-            for name, times, median, total in found}
 
 
 def generate(options: argparse.Namespace, servers: Servers, stream: int = 0) -> subprocess.Popen:
@@ -158,31 +176,128 @@ def tokens_per_second(statistics_text: str, phase: str) -> float:
     return float(re.search(rf"{phase} .* ([0-9.]+) tokens/s", statistics_text).group(1))
 
 
-def time_operators(options: argparse.Namespace) -> dict[str, dict]:
+def first_words(streams: list[subprocess.Popen]) -> None:
+    """Returns when each has written something: all prompts are through."""
+    for stream in streams:
+        os.read(stream.stdout.fileno(), 1 << 16)
+
+
+def count(options: argparse.Namespace, servers: Servers, sequences: int) -> tuple[roofline.Counted, list[str]]:
+    """The counters of the steps in which all of so many streams are decoded, and the streams' statistics."""
+    streams = [generate(options, servers, stream) for stream in range(sequences)]
+    first_words(streams)
+    before = {name: servers.scrape(name) for name in WORKERS}
+    while all(stream.poll() is None for stream in streams):
+        time.sleep(0.001)
+    after = {name: servers.scrape(name) for name in WORKERS}
+    told = [finish(servers, stream)[1] for stream in streams]
+    gpu_worker, cpu_worker = ((before[name], after[name]) if before[name] else None for name in WORKERS)
+    return roofline.Counted(gpu_worker, cpu_worker), told
+
+
+def kv_bytes(options: argparse.Namespace, counted: roofline.Counted, told: list[str]) -> float:
+    """Of the KV rows that a step reads when half of the tokens are there."""
+    prompts = [int(re.search(r"prefill   (\d+) tokens", each).group(1)) for each in told]
+    capacity = options.kv_tokens // KV_BLOCK * KV_BLOCK
+    return counted.planned("KV cache") / capacity * (statistics.mean(prompts) + options.tokens / 2) * counted.rows
+
+
+def against_roofline(options: argparse.Namespace, servers: Servers, sequences: int, rates: roofline.Rates) -> dict:
+    """What one more run reads, and how fast that could be read; without `roofline` where a rate is missing, and nothing where the
+    streams were over before they had been decoded together for long."""
+    counted, told = count(options, servers, sequences)
+    if counted.steps < MIN_STEPS:
+        print(f"    {sequences} sequences: decoded together for {counted.steps:.0f} steps, too few to count; raise --tokens", flush=True)
+        return {}
+    cpu_read_bandwidth = counted.cpu_read_bandwidth()
+    if not rates.one_memory:
+        rates = rates._replace(cpu=cpu_read_bandwidth)
+    predictor = re.search(r"predictor (\w+)", told[0]).group(1)
+    read = roofline.step_bytes(counted, options.shape, kv_bytes=kv_bytes(options, counted, told),
+                               gates_in_predictor=predictor == "gate", has_bus=not rates.one_memory)
+    result = {"counted_steps": counted.steps, "rows_a_step": counted.rows, "coverage": counted.coverage(),
+              "cpu_read_rate": counted.cpu_read_rate(), "cpu_read_bandwidth": cpu_read_bandwidth, "rates": rates._asdict(), "step_bytes": dataclasses.asdict(read),
+              "exchange_us": counted.exchange_us()}
+    if least := roofline.seconds(read, rates):
+        result["roofline"] = {"seconds": least, "tokens_per_second": counted.rows / least["step"],
+                              "tokens_per_second_without_barriers": counted.rows / least["step_without_barriers"]}
+    return result
+
+
+def decode(options: argparse.Namespace, servers: Servers, sequences: int, rates: roofline.Rates | None) -> dict:
+    """Tokens a second of so many streams at once, all together; without `rates` that alone."""
+    runs = []
+    for _ in range(options.repeats):
+        streams = [generate(options, servers, stream) for stream in range(sequences)]
+        finished = [finish(servers, stream)[1] for stream in streams]
+        runs.append(sum(tokens_per_second(stream, "decode") for stream in finished))
+    result = {"sequences": sequences, "decode_tokens_per_second": statistics.median(runs), "spread": [min(runs), max(runs)],
+              "statistics": finished[-1].splitlines()}
+    if rates is not None:
+        result.update(against_roofline(options, servers, sequences, rates))
+    if "roofline" in result:
+        result["roofline"]["ratio"] = result["decode_tokens_per_second"] / result["roofline"]["tokens_per_second"]
+    return result
+
+
+def time_operators(options: argparse.Namespace) -> dict:
+    """Of the fewest streams that are measured, on servers of their own."""
     with tempfile.TemporaryDirectory(prefix="isotherm-bench.") as folder:
         with Servers(options, "cuda", Path(folder), ("--time_operators",)) as servers:
-            streams = [generate(options, servers, stream) for stream in range(options.sequences)]
+            streams = [generate(options, servers, stream) for stream in range(min(options.batches))]
             for stream in streams:
                 finish(servers, stream)
-        return operator_times(servers.log("gpu_worker"))
+        operators = phases.operator_times(servers.log("gpu_worker"))
+    return {"sequences": min(options.batches), "operators": operators, "us_a_layer": phases.phases(operators, options.widths)}
 
 
-def measure(options: argparse.Namespace, device: str) -> dict:
+def device_rates(options: argparse.Namespace) -> roofline.Rates:
+    """Of device cuda as gpu_kernel_bench measures them, which lies beside the binaries or among the build's tests."""
+    if options.device == "host":
+        return roofline.Rates(cpu=read_bandwidth(options.bin), one_memory=True)
+    for program in (options.bin / "gpu_kernel_bench", options.bin.parent / "tests/gpu_kernel_bench"):
+        if program.exists():
+            said = subprocess.run([program, "rates"], capture_output=True, text=True, check=True).stdout
+            rate = functools.partial(roofline.kernel_rate, said)
+            return roofline.Rates(gpu=max(rate("copy of 1 GiB"), rate("product with 1 GiB")), bus=rate("copy from the host"))
+    print("    no gpu_kernel_bench beside the binaries: no roofline", flush=True)
+    return roofline.Rates()
+
+
+def shape_of(options: argparse.Namespace) -> tuple[roofline.Shape, phases.Widths]:
+    said = subprocess.run([options.bin / "isotherm", "inspect", options.model], capture_output=True, text=True, check=True).stdout
+    number = lambda pattern: int(re.search(pattern, said, re.MULTILINE).group(1))
+    head = number(r"^  attention .* heads of (\d+),")
+    return (roofline.Shape(number(r"^  layers +(\d+)$"), number(r"^  FFN +(\d+) neurons")),
+            phases.Widths(number(r"^  hidden size +(\d+)$"), head * number(r"^  attention +(\d+) heads"),
+                          head * number(r", (\d+) for keys and values$"), number(r"^  vocabulary +(\d+) tokens")))
+
+
+def measure(options: argparse.Namespace, device: str, rates: roofline.Rates | None) -> dict:
     with tempfile.TemporaryDirectory(prefix="isotherm-bench.") as folder:
         memory = DeviceMemory(Path(folder), options.devices) if device == "cuda" else None
         with Servers(options, device, Path(folder)) as servers:
             text, _ = finish(servers, generate(options, servers))  # loads, warms up, captures
-            runs = []
-            for _ in range(options.repeats):
-                streams = [generate(options, servers, stream) for stream in range(options.sequences)]
-                finished = [finish(servers, stream)[1] for stream in streams]
-                runs.append(sum(tokens_per_second(stream, "decode") for stream in finished))
+            batches = [decode(options, servers, sequences, rates) for sequences in options.batches]
             prefills = {tokens: prefill(options, servers, tokens) for tokens in options.prefill}
             plan = re.search(r"plan: (.*)", servers.log("gpu_worker"))
-            return {"device": device, "text": text, "decode_tokens_per_second": statistics.median(runs),
-                    "spread": [min(runs), max(runs)], "statistics": finished[-1].splitlines(),
-                    "prefill_tokens_per_second": prefills,
+            return {"device": device, "text": text, "batches": batches, "prefill_tokens_per_second": prefills,
                     "plan": plan.group(1) if plan else "", "vram_mib": memory.peaks() if memory else []}
+
+
+def show(result: dict) -> None:
+    for batch in result["batches"]:
+        line = ("| {model} | {vram_budget} GiB | {predictor} | ".format(**result) +
+                "{sequences} | {decode_tokens_per_second:.1f} ({spread[0]:.1f}-{spread[1]:.1f}) |".format(**batch))
+        if least := batch.get("roofline"):
+            line += f" {least['ratio']:.2f} of {least['tokens_per_second']:.1f} |"
+        print(line, *(f"    {told}" for told in batch["statistics"] if told), sep="\n", flush=True)
+    for tokens, (least, median, most) in result["prefill_tokens_per_second"].items():
+        print(f"    prefill of {tokens} tokens: {median:.0f} tokens/s ({least:.0f}-{most:.0f})", flush=True)
+    if result["vram_mib"]:
+        print(f"    {' + '.join(map(str, result['vram_mib']))} MiB of device memory", flush=True)
+    for name, times in sorted(result.get("timed", {}).get("operators", {}).items(), key=lambda item: -item[1]["sum_us"]):
+        print("    {:<32} {times:>6} times, median {median_us:8.2f} us".format(name, **times), flush=True)
 
 
 def main() -> None:
@@ -201,37 +316,36 @@ def main() -> None:
     parser.add_argument("--cpu-worker-flag", action="append", default=[])
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--kv-tokens", type=int, help="that the KV cache holds (default: a context for each stream)")
-    parser.add_argument("--sequences", type=int, default=1, help="streams at once; their tokens/s are added up")
+    parser.add_argument("--device", choices=("cuda", "host"), default="cuda")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1], help="streams at once, one number after another; their "
+                        "tokens/s are added up")
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="of the CPU worker")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--wait", type=int, default=600, help="seconds for the model to load")
     parser.add_argument("--time-operators", action="store_true", help="load once more and time the operators of decode steps")
-    parser.add_argument("--compare", action="store_true", help="fail unless device host gives the same text")
+    parser.add_argument("--compare", action="store_true", help="fail unless device host gives the same text first")
     parser.add_argument("--json", type=Path, help="append the result to this file, a line each")
     options = parser.parse_args()
+    options.batches = options.sequences
+    options.sequences = max(options.batches)  # that the servers serve
     options.kv_tokens = options.kv_tokens or options.context * options.sequences
+    options.shape, options.widths = shape_of(options)
 
-    reference = measure(options, "host") if options.compare else None
-    result = measure(options, "cuda")
-    result.update(model=options.model.name, vram_budget=options.vram_budget, predictor=options.predictor,
-                  sequences=options.sequences, tokens=options.tokens, threads=options.threads)
+    reference = measure(options, "host", rates=None) if options.compare else None
+    result = measure(options, options.device, device_rates(options))
+    result.update(model=options.model.name, vram_budget=options.vram_budget, predictor=options.predictor, tokens=options.tokens,
+                  context=options.context, kv_tokens=options.kv_tokens, threads=options.threads)
     if reference is not None:
         result["same_text_as_host"] = reference["text"] == result["text"]
-        result["host_tokens_per_second"] = reference["decode_tokens_per_second"]
-    print("| {model} | {vram_budget} GiB | {predictor} | {sequences} | {decode_tokens_per_second:.1f} "
-          "({spread[0]:.1f}-{spread[1]:.1f}) |".format(**result), flush=True)
-    for tokens, (least, median, most) in result["prefill_tokens_per_second"].items():
-        print(f"    prefill of {tokens} tokens: {median:.0f} tokens/s ({least:.0f}-{most:.0f})", flush=True)
-    print(f"    {' + '.join(map(str, result['vram_mib']))} MiB of device memory; " + "; ".join(result["statistics"]), flush=True)
-    if options.time_operators:
-        result["operators"] = time_operators(options)
-        for name, times in sorted(result["operators"].items(), key=lambda item: -item[1]["sum_us"]):
-            print("    {:<24} {times:>6} times, median {median_us:8.2f} us".format(name, **times), flush=True)
+        result["host_tokens_per_second"] = reference["batches"][0]["decode_tokens_per_second"]
+    if options.time_operators and options.device == "cuda":
+        result["timed"] = time_operators(options)
+    show(result)
     if options.json:
         with options.json.open("a") as out:
             out.write(json.dumps(result) + "\n")
     if reference is not None and not result["same_text_as_host"]:
-        sys.exit(f"texts differ:\nhost: {reference['text']}\ncuda: {result['text']}")
+        sys.exit(f"texts differ:\nhost: {reference['text']}\n{options.device}: {result['text']}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ import metrics
 import process
 import stubs
 import suite
+from process import free_port
 
 # Leaves half of the demo model's neurons cold, with predictor `gate` two thirds. The budget pays for each thread's scratch, too.
 COLD = ("--threads=2", "--vram-budget=0.0292", "--kv-tokens=1024", "--max-prefill-rows=128", "--max-decode-rows=8")
@@ -53,13 +53,6 @@ def wait_until(condition, what, timeout=suite.PATIENCE):
         if time.monotonic() > end:
             raise AssertionError(f"{what}: not within {timeout} s")
         time.sleep(0.02)
-
-
-def free_port():
-    """A loopback port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Cluster:

@@ -1,9 +1,17 @@
-"""One process under test."""
+"""Processes under test."""
 
 import os
+import socket
 import subprocess
 
 import suite
+
+
+def free_port():
+    """A loopback port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Process:
