@@ -46,8 +46,10 @@ def decode_table(results: list[dict]) -> list[str]:
     lines = header("model", "VRAM budget", "predictor", "sequences", "decode tokens/s (min-max)", "coverage",
                    "CPU worker GB/s, share of its read bandwidth", "exchange: total, computing, waited (us)",
                    "least ms of dense, hot, bus, cold", "roofline tokens/s, without barriers", "ratio")
-    return lines + [row(result["model"], f"{result['vram_budget']} GiB", result["predictor"], batch["sequences"], *speed_cells(batch))
-                    for result in results for batch in result["batches"]]
+    for result in results:
+        lines += [row(result["model"], f"{result['vram_budget']} GiB", result["predictor"], batch["sequences"], *speed_cells(batch))
+                  for batch in result["batches"]]
+    return lines
 
 
 def prefill_table(results: list[dict]) -> list[str]:

@@ -66,8 +66,8 @@ bench() {  # FOLDER OUT MODEL=GiB[:PREDICTOR]... [-- FLAG...]
     models+=("$model")
   done
   for setting in "0 all" "+0.01 gate"; do
-    "${run[@]}" --model "$root/models/tales/tales-q8_0.gguf" --tokens 200 --compare --vram-budget "${setting% *}" \
-      --predictor "${setting#* }" "$@"
+    "${run[@]}" "$@" --model "$root/models/tales/tales-q8_0.gguf" --vram-budget "${setting% *}" --predictor "${setting#* }" \
+      --compare --tokens 200 --context 512 --kv-tokens 512 --sequences 1 --prefill --no-time-operators
   done
   # Room for a prompt of 512, and for 16 streams of a short prompt and 64 tokens: one load serves all.
   run+=(--sequences 1 4 16 --prefill 512 --context 640 --kv-tokens 1792 --time-operators)

@@ -2,7 +2,7 @@
 """Decode speed of gpu_worker's device cuda beside a CPU worker, its text against device host, and how far from a roofline it is.
 
 Each run starts the three processes on Unix sockets, generates greedily and reads the statistics that `isotherm generate`
-prints; one more run for each number of sequences is not timed, but the workers' counters are read at its beginning and its end
+prints. The first run of each number of sequences is not timed, but the workers' counters are read when it begins and ends
 (roofline.py). `--compare` runs device host first and fails unless device cuda's text is the same.
 
     tests/bench/gpu_bench.py --bin build/release/bin --model model.gguf --vram-budget 8 --sequences 1 4 16 --json result.json
@@ -63,7 +63,8 @@ class Servers:
         port = self._metrics_ports[name] = free_port()
         with (self.folder / f"{name}.log").open("w") as log:
             self.processes.append(subprocess.Popen(
-                [options.bin / name, f"--model={options.model}", f"--metrics-listen=127.0.0.1:{port}", *flags], stdout=log, stderr=log))
+                [options.bin / name, f"--model={options.model}", f"--metrics-listen=127.0.0.1:{port}", *flags],
+                stdout=log, stderr=log))
 
     def scrape(self, name: str) -> metrics.Metrics | None:
         """None where there is no such process."""
@@ -203,11 +204,12 @@ def kv_bytes(options: argparse.Namespace, counted: roofline.Counted, told: list[
 
 
 def against_roofline(options: argparse.Namespace, servers: Servers, sequences: int, rates: roofline.Rates) -> dict:
-    """What one more run reads, and how fast that could be read; without `roofline` where a rate is missing, and nothing where the
+    """What a run reads, and how fast that could be read; without `roofline` where a rate is missing, and nothing where the
     streams were over before they had been decoded together for long."""
     counted, told = count(options, servers, sequences)
     if counted.steps < MIN_STEPS:
-        print(f"    {sequences} sequences: decoded together for {counted.steps:.0f} steps, too few to count; raise --tokens", flush=True)
+        print(f"    {sequences} sequences: decoded together for {counted.steps:.0f} steps, too few to count; raise --tokens",
+              flush=True)
         return {}
     cpu_read_bandwidth = counted.cpu_read_bandwidth()
     if not rates.one_memory:
@@ -216,8 +218,8 @@ def against_roofline(options: argparse.Namespace, servers: Servers, sequences: i
     read = roofline.step_bytes(counted, options.shape, kv_bytes=kv_bytes(options, counted, told),
                                gates_in_predictor=predictor == "gate", has_bus=not rates.one_memory)
     result = {"counted_steps": counted.steps, "rows_a_step": counted.rows, "coverage": counted.coverage(),
-              "cpu_read_rate": counted.cpu_read_rate(), "cpu_read_bandwidth": cpu_read_bandwidth, "rates": rates._asdict(), "step_bytes": dataclasses.asdict(read),
-              "exchange_us": counted.exchange_us()}
+              "cpu_read_rate": counted.cpu_read_rate(), "cpu_read_bandwidth": cpu_read_bandwidth, "rates": rates._asdict(),
+              "step_bytes": dataclasses.asdict(read), "exchange_us": counted.exchange_us()}
     if least := roofline.seconds(read, rates):
         result["roofline"] = {"seconds": least, "tokens_per_second": counted.rows / least["step"],
                               "tokens_per_second_without_barriers": counted.rows / least["step_without_barriers"]}
@@ -226,15 +228,14 @@ def against_roofline(options: argparse.Namespace, servers: Servers, sequences: i
 
 def decode(options: argparse.Namespace, servers: Servers, sequences: int, rates: roofline.Rates | None) -> dict:
     """Tokens a second of so many streams at once, all together; without `rates` that alone."""
+    result = against_roofline(options, servers, sequences, rates) if rates is not None else {}  # also warms up
     runs = []
     for _ in range(options.repeats):
         streams = [generate(options, servers, stream) for stream in range(sequences)]
         finished = [finish(servers, stream)[1] for stream in streams]
         runs.append(sum(tokens_per_second(stream, "decode") for stream in finished))
-    result = {"sequences": sequences, "decode_tokens_per_second": statistics.median(runs), "spread": [min(runs), max(runs)],
-              "statistics": finished[-1].splitlines()}
-    if rates is not None:
-        result.update(against_roofline(options, servers, sequences, rates))
+    result.update(sequences=sequences, decode_tokens_per_second=statistics.median(runs), spread=[min(runs), max(runs)],
+                  statistics=finished[-1].splitlines())
     if "roofline" in result:
         result["roofline"]["ratio"] = result["decode_tokens_per_second"] / result["roofline"]["tokens_per_second"]
     return result
@@ -322,7 +323,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="of the CPU worker")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--wait", type=int, default=600, help="seconds for the model to load")
-    parser.add_argument("--time-operators", action="store_true", help="load once more and time the operators of decode steps")
+    parser.add_argument("--time-operators", action=argparse.BooleanOptionalAction, default=False,
+                        help="load once more and time the operators of decode steps")
     parser.add_argument("--compare", action="store_true", help="fail unless device host gives the same text first")
     parser.add_argument("--json", type=Path, help="append the result to this file, a line each")
     options = parser.parse_args()

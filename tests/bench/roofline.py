@@ -54,7 +54,8 @@ class StepBytes:
 
 
 def seconds(read: StepBytes, rates: Rates) -> dict[str, float] | None:
-    """Of a decode step by what it waits for, `step` and, had it no barriers, `step_without_barriers`. None where a rate is missing."""
+    """Of a decode step by what it waits for, `step` and, had it no barriers, `step_without_barriers`. None where a rate is
+    missing."""
     of_part = {"dense": rates.gpu, "hot": rates.gpu, "bus": rates.bus, "cold": rates.cpu}
     if rates.one_memory:
         of_part = dict.fromkeys(of_part, rates.cpu)
@@ -141,10 +142,10 @@ def step_bytes(counted: Counted, shape: Shape, *, kv_bytes: float, gates_in_pred
     cold = counted.of_cpu_worker("isotherm_cpu_worker_neuron_bytes_total")
     # The bus has every so many-th neuron by number, which says nothing of how often it fires.
     bus = cold * max(0.0, computed - hot - cold_computed) / cold_computed if has_bus and cold_computed else 0.0
-    here = computed - cold_computed
     firing = counted.a_step("isotherm_neurons_active_total") - counted.of_cpu_worker("isotherm_cpu_worker_neurons_active_total")
+    firing_share = firing / (computed - cold_computed) if computed > cold_computed else 0.0  # of those hot or over the bus
     bundle = counted.hot_bundle_bytes(shape)
     if gates_in_predictor and bundle:
         bundle -= counted.planned("predictor") / (shape.layers * shape.ffn)
     return StepBytes(attention=counted.planned("attention"), kv=kv_bytes, predictor=counted.planned("predictor"),
-                     head=counted.planned("head"), hot=bundle * hot * (firing / here if here else 0) / counted.rows, bus=bus, cold=cold)
+                     head=counted.planned("head"), hot=bundle * hot * firing_share / counted.rows, bus=bus, cold=cold)

@@ -137,7 +137,8 @@ class TablesTest(unittest.TestCase):
     def test_what_was_not_measured_is_left_out(self):
         result = {"model": "m.gguf", "vram_budget": "8", "predictor": "auto", "prefill_tokens_per_second": {},
                   "batches": [{"sequences": 4, "decode_tokens_per_second": 10.0, "spread": [9.0, 11.0]}]}
-        self.assertEqual("| m.gguf | 8 GiB | auto | 4 | 10.0 (9.0-11.0) | - | - | - | - | - | - |", bench_table.decode_table([result])[-1])
+        self.assertEqual("| m.gguf | 8 GiB | auto | 4 | 10.0 (9.0-11.0) | - | - | - | - | - | - |",
+                         bench_table.decode_table([result])[-1])
         self.assertEqual(([], []), (bench_table.prefill_table([result]), bench_table.phase_table([result])))
 
 
