@@ -6,15 +6,15 @@ worker compute theirs side by side. So that a step takes at least
     dense / gpu + max(hot / gpu, bus / bus rate, cold / cpu)
 
     dense   attention's weights and the KV cache's rows, the predictor, the head: once for all rows of the step
-    hot     bundles of the hot neurons that fire for one row. Those of several rows are more and less than their sum, so this
-            is a bound from below
+    hot     bundles of the hot neurons that fire for one row. Several rows want more, and less than their sum: how many is not
+            counted, so that this is from below
     bus     cold bundles that the GPU reads over the bus, cold those that the CPU worker reads, each once for all rows
 
 Layers are taken to be alike, which is from below, too: the sum of their maxima is at least the maximum of their sums. A CPU
 worker that is told a layer early what to fetch (--look-ahead) reads during attention, which the barrier denies it: then
 a run can pass this roofline, up to the one where nothing waits, max((dense + hot) / gpu, bus / bus rate, cold / cpu). The model is
-that of S. Williams, A. Waterman, D. Patterson: Roofline (2009), with memories as the only limit. On device host all bytes come
-from one memory, one after another.
+that of S. Williams, A. Waterman, D. Patterson: Roofline (2009), with memories as the only limit; what caches keep from one step to the
+next would lift it. On device host all bytes come from one memory, one after another.
 """
 
 import dataclasses
