@@ -58,7 +58,7 @@ HWY_INLINE void Step(const Decoder (&decoders)[kRows], const float* x, int64_t l
 template <WeightType kType>
 struct FloatProducts {
   static int64_t InputBytes(int64_t) { return 0; }
-  static void Prepare(const float*, int64_t, int64_t, int64_t, uint8_t*) {}
+  static void Prepare(const float*, int64_t, uint8_t*) {}
 
   // y[v * ldy + r] = rows[r] . vector v for one tile; `next` are as many rows that follow it.
   template <int kRows, int kVectors>

@@ -30,24 +30,20 @@ class IntegerProducts {
  public:
   static int64_t InputBytes(int64_t n) { return PanelBytes(n) + UnitBytes(n); }
 
-  static void Prepare(const float* x, int64_t n, int64_t part, int64_t parts, uint8_t* input) {
+  static void Prepare(const float* x, int64_t n, uint8_t* input) {
     constexpr int64_t kPanelBlocks = Blocks::kPanelColumns / kBlockColumns;
     const int64_t blocks = n / kBlockColumns;
-    const int64_t panels = PanelBytes(n) / Blocks::kPanelBytes;
-    const int64_t begin = panels * part / parts, end = panels * (part + 1) / parts;
-    auto* const units = reinterpret_cast<float*>(input + PanelBytes(n));
-    if (end == panels) {
-      std::fill(units + blocks, units + UnitBytes(n) / sizeof(float), 0.0f);
-      if (blocks % kPanelBlocks != 0)
-        std::fill_n(input + (panels - 1) * Blocks::kPanelBytes, Blocks::kPanelBytes, uint8_t{0});
-    }
-    for (int64_t i = begin * kPanelBlocks; i < std::min(end * kPanelBlocks, blocks); ++i) {
+    uint8_t* const panels_end = input + PanelBytes(n);
+    auto* const units = reinterpret_cast<float*>(panels_end);
+    std::fill_n(units, UnitBytes(n) / sizeof(float), 0.0f);
+    if (blocks % kPanelBlocks != 0) std::fill(panels_end - Blocks::kPanelBytes, panels_end, uint8_t{0});
+    for (int64_t i = 0; i < blocks; ++i) {
       const IntegerBlock block(x + i * kBlockColumns);
       Blocks::Store(block, i % kPanelBlocks, input + i / kPanelBlocks * Blocks::kPanelBytes);
       units[i] = block.unit;
     }
     // When what was stored can be loaded again without waiting for it.
-    for (int64_t panel = begin; panel < end; ++panel) Blocks::Finish(input + panel * Blocks::kPanelBytes);
+    for (uint8_t* panel = input; panel < panels_end; panel += Blocks::kPanelBytes) Blocks::Finish(panel);
   }
 
   // y[v * ldy + r] = rows[r] . vector v for one tile; `next` are as many rows that follow it.

@@ -220,17 +220,12 @@ const RowKernels& GetRowKernels(WeightType type) {
   return HWY_DYNAMIC_DISPATCH(KernelTable)()[static_cast<int>(type)];
 }
 
-RowInputs PlaceInputs(const RowKernels& kernels, const float* x, int64_t ldx, int64_t n, uint8_t* room) {
-  const int64_t bytes = kernels.input_bytes(n);
-  if (bytes > 0) return {room, bytes};
-  return {reinterpret_cast<const uint8_t*>(x), ldx * static_cast<int64_t>(sizeof(float))};
-}
-
 RowInputs PrepareInputs(const RowKernels& kernels, const float* x, int64_t ldx, int64_t batch, int64_t n,
                         uint8_t* room) {
   const int64_t bytes = kernels.input_bytes(n);
-  for (int64_t b = 0; bytes > 0 && b < batch; ++b) kernels.prepare(x + b * ldx, n, 0, 1, room + b * bytes);
-  return PlaceInputs(kernels, x, ldx, n, room);
+  if (bytes == 0) return {reinterpret_cast<const uint8_t*>(x), ldx * static_cast<int64_t>(sizeof(float))};
+  for (int64_t b = 0; b < batch; ++b) kernels.prepare(x + b * ldx, n, room + b * bytes);
+  return {room, bytes};
 }
 
 int64_t MostInputBytes(int64_t n) { return GetRowKernels(WeightType::kQ4_0).input_bytes(n); }

@@ -29,9 +29,8 @@ inline constexpr int64_t kRowsAhead = 8;
 struct RowKernels {
   // Bytes of a vector of n columns as products read it, a multiple of 64; 0 where they read F32 as it is.
   int64_t (*input_bytes)(int64_t n);
-  // Writes part `part` of `parts` of these bytes, on a 64-byte boundary, for kernels of the same table. Parts
-  // may be written at the same time, and need nothing of each other. x need not be aligned.
-  void (*prepare)(const float* x, int64_t n, int64_t part, int64_t parts, uint8_t* input);
+  // Writes so many bytes on a 64-byte boundary, for kernels of the same table. x need not be aligned.
+  void (*prepare)(const float* x, int64_t n, uint8_t* input);
   // y[b * ldy + r] = sum_i row_r[i] * x_b[i], i < n, r < num_rows, b < batch, with row_r at rows + r * stride
   // and x_b vector b of `inputs`. Each row is read from memory once.
   void (*mat_mul)(const uint8_t* rows, int64_t stride, int64_t num_rows, const RowInputs& inputs,
@@ -53,10 +52,8 @@ struct RowKernels {
 // Resolve once, outside loops.
 const RowKernels& GetRowKernels(WeightType type);
 
-// Where the products of `kernels` read x[batch, n]: x itself, or `room`, where it takes batch *
-// kernels.input_bytes(n) bytes from a 64-byte boundary on and is yet to be prepared.
-RowInputs PlaceInputs(const RowKernels& kernels, const float* x, int64_t ldx, int64_t n, uint8_t* room);
-// The same, prepared.
+// x[batch, n] as the products of `kernels` read it: x itself, or in `room`, where it takes batch *
+// kernels.input_bytes(n) bytes from a 64-byte boundary on. What is returned points to one of them.
 RowInputs PrepareInputs(const RowKernels& kernels, const float* x, int64_t ldx, int64_t batch, int64_t n,
                         uint8_t* room);
 // No type's input_bytes(n) is more.

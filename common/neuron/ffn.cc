@@ -49,7 +49,7 @@ struct FfnExecutor::Workspace {
 
   // y[rows of the job] for up to kSparseRows or kTiledRows rows.
   FfnStatistics RunSparse(Job job, float* y) {
-    PlaceInputs(&job);
+    PrepareInputs(&job);
     return threads <= kFewThreads ? RunPartitions(job, y) : RunOwned(job, y);
   }
   FfnStatistics RunTiled(const Job& job, float* y);
@@ -74,10 +74,7 @@ struct FfnExecutor::Workspace {
   // which member did what leaves no trace in the result.
   template <typename Compute>
   FfnStatistics ComputeAndReduce(int64_t partitions, int64_t rows, float* y, const Compute& compute);
-  void PlaceInputs(Job* job);
-  void PrepareInputs(const Job& job, int64_t part, int64_t parts);
-  // A member's part of it: 8192 columns of Q4_0 take one core 12 us. Ends when all parts are there.
-  void PrepareInputsTogether(const Job& job);
+  void PrepareInputs(Job* job);
   void ClearPartials(int64_t partitions, int64_t rows);
   // A member's part of adding up, when every partition has arrived.
   void ReduceFinished(int64_t partitions, int64_t rows, float* y);
@@ -94,14 +91,10 @@ struct FfnExecutor::Workspace {
   std::vector<Partial> partials_;
   std::vector<TileScratch> scratch_;  // by thread
   Queues queues_;
-  Ticket next_input_, prepared_, next_partition_, finished_, next_part_;
+  Ticket next_partition_, finished_, next_part_;
 };
 
 namespace {
-
-bool IsIn(const AlignedFloats& room, const kernels::RowInputs& inputs) {
-  return inputs.data == reinterpret_cast<const uint8_t*>(room.data());
-}
 
 int64_t MostPartials(int64_t threads) {
   return threads <= kFewThreads ? threads * kPartitionsPerThread : threads;
@@ -160,36 +153,16 @@ Job FfnExecutor::Workspace::MakeJob(const BundleView& view) const {
   return job;
 }
 
-void FfnExecutor::Workspace::PlaceInputs(Job* job) {
-  const auto place = [&](const kernels::RowKernels& kernels, const AlignedFloats& room) {
-    return kernels::PlaceInputs(kernels, job->X(0), hidden, hidden, reinterpret_cast<uint8_t*>(room.data()));
+void FfnExecutor::Workspace::PrepareInputs(Job* job) {
+  const auto prepare = [&](const kernels::RowKernels& kernels, const AlignedFloats& room) {
+    return kernels::PrepareInputs(kernels, job->X(0), hidden, job->rows, hidden,
+                                  reinterpret_cast<uint8_t*>(room.data()));
   };
   const BundleLayout& layout = *job->view->layout;
-  if (job->request->gate_values == nullptr) job->gate_inputs = place(job->gate, gate_inputs_);
+  if (job->request->gate_values == nullptr) job->gate_inputs = prepare(job->gate, gate_inputs_);
   if (!layout.gated) return;
   const bool same = job->request->gate_values == nullptr && layout.up_type == layout.gate_type;
-  job->up_inputs = same ? job->gate_inputs : place(job->up, up_inputs_);
-}
-
-void FfnExecutor::Workspace::PrepareInputs(const Job& job, int64_t part, int64_t parts) {
-  const auto prepare = [&](const kernels::RowKernels& kernels, const AlignedFloats& room) {
-    auto* const to = reinterpret_cast<uint8_t*>(room.data());
-    const int64_t bytes = kernels.input_bytes(hidden);
-    for (int64_t row = 0; row < job.rows; ++row) {
-      kernels.prepare(job.X(row), hidden, part, parts, to + row * bytes);
-    }
-  };
-  if (IsIn(gate_inputs_, job.gate_inputs)) prepare(job.gate, gate_inputs_);
-  if (IsIn(up_inputs_, job.up_inputs)) prepare(job.up, up_inputs_);
-}
-
-void FfnExecutor::Workspace::PrepareInputsTogether(const Job& job) {
-  if (!IsIn(gate_inputs_, job.gate_inputs) && !IsIn(up_inputs_, job.up_inputs)) return;
-  for (int64_t part; (part = next_input_.Take()) < threads;) {
-    PrepareInputs(job, part, threads);
-    prepared_.Arrive();
-  }
-  prepared_.AwaitArrivals(threads);
+  job->up_inputs = same ? job->gate_inputs : prepare(job->up, up_inputs_);
 }
 
 void FfnExecutor::Workspace::BuildUnion(Job* job) {
@@ -212,12 +185,9 @@ int64_t FfnExecutor::Workspace::CollectWanted(const Job& job) {
 
 FfnStatistics FfnExecutor::Workspace::RunOwned(const Job& job, float* y) {
   queues_.Reset();
-  next_input_.Reset();
-  prepared_.Reset();
   ClearPartials(threads, job.rows);
   float* const factors = floats_.data() + threads * job.rows * hidden;
   pool->Run([&](int member) {
-    PrepareInputsTogether(job);
     internal::ComputeOwned(job, member, queues_, factors, &partials_[member]);
     finished_.Arrive();
     ReduceFinished(threads, job.rows, y);
@@ -226,7 +196,6 @@ FfnStatistics FfnExecutor::Workspace::RunOwned(const Job& job, float* y) {
 }
 
 FfnStatistics FfnExecutor::Workspace::RunPartitions(const Job& job, float* y) {
-  PrepareInputs(job, 0, 1);
   const int64_t positions = job.view->count;
   // A function of the view alone, never of the batch: a row's sums must not depend on what shares its
   // request.

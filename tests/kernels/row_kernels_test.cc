@@ -36,25 +36,6 @@ TEST_P(RowKernelsTest, UnpackIsExact) {
   }
 }
 
-TEST_P(RowKernelsTest, VectorsPreparedInPartsAreTheSame) {
-  for (const WeightType type : kAllTypes) {
-    const RowKernels& kernels = GetRowKernels(type);
-    for (const int64_t n : AwkwardColumns(type)) {
-      const std::vector<float> x = RandomFloats(n, 4);
-      const int64_t bytes = kernels.input_bytes(n);
-      const Bytes whole(bytes), assembled(bytes);
-      kernels.prepare(x.data(), n, 0, 1, whole.data());
-      for (const int64_t parts : {2, 3, 14}) {
-        SCOPED_TRACE(testing::Message() << WeightTypeName(type) << " x " << n << " in " << parts << " parts");
-        std::fill_n(assembled.data(), bytes, uint8_t{0xa5});
-        for (int64_t part = parts - 1; part >= 0; --part)
-          kernels.prepare(x.data(), n, part, parts, assembled.data());
-        EXPECT_TRUE(std::equal(whole.data(), whole.data() + bytes, assembled.data()));
-      }
-    }
-  }
-}
-
 TEST_P(RowKernelsTest, DotIsWithinToleranceAtEveryMisalignment) {
   for (const WeightType type : kAllTypes) {
     for (const int64_t n : AwkwardColumns(type)) {
