@@ -7,9 +7,10 @@
 #define ISOTHERM_COMMON_KERNELS_INTEGER_BLOCKS_INL_H_
 #endif
 
-#include <bit>
+#include <array>
 #include <cstdint>
 
+#include "common/kernels/block_units-inl.h"
 #include "common/kernels/decode-inl.h"
 #include "common/kernels/lane_sums-inl.h"
 #include "common/kernels/packed_row.h"
@@ -19,42 +20,41 @@ HWY_BEFORE_NAMESPACE();
 namespace isotherm::kernels {
 namespace HWY_NAMESPACE {
 
-inline constexpr int64_t kBlockVectors = kBlockColumns / LanesF();
+// LanesF() values of a block; 16 bits saturate only at those that are not finite.
+HWY_INLINE VI32 RoundToIntegers(const float* x, float inverse) {
+  return hn::NearestInt(hn::Mul(hn::LoadU(DF(), x), hn::Set(DF(), inverse)));
+}
 
-// 32 values of a vector: unit * integers.
-struct IntegerBlock {
-  // The largest integer, 127 * 256 + 127: a signed upper and a signed lower byte.
-  static constexpr float kMost = 32639;
+using DWords = hn::Repartition<int16_t, DF>;
+using VWords = hn::Vec<DWords>;
 
-  // Values are rounded by at most half a unit, 1.6e-5 of the largest magnitude. Blocks whose unit would have
-  // no inverse in F32 become zeros. A value that is not finite makes the unit infinite or NaN.
-  HWY_INLINE explicit IntegerBlock(const float* x) {
-    const DF d;
-    const DI32 di;
-    // Magnitudes order like their bits, NaN last.
-    auto most = hn::Zero(di);
-    HWY_UNROLL(4)
-    for (int64_t i = 0; i < kBlockVectors; ++i) {
-      most = hn::Max(most, hn::BitCast(di, hn::Abs(hn::LoadU(d, x + i * LanesF()))));
-    }
-    const float magnitude = std::bit_cast<float>(hn::GetLane(hn::MaxOfLanes(di, most)));
-    const bool vanishes = magnitude < 0x1p-100f;
-    const VF inverse = hn::Set(d, vanishes ? 0.0f : kMost / magnitude);
-    HWY_UNROLL(4)
-    for (int64_t i = 0; i < kBlockVectors; ++i) {
-      integers[i] = hn::NearestInt(hn::Mul(hn::LoadU(d, x + i * LanesF()), inverse));
-    }
-    unit = vanishes ? 0.0f : magnitude / kMost;
+// Words of `a` and `b`, four of each in every 128-bit block: the order of x86.
+HWY_INLINE VWords PackWords(VI32 a, VI32 b) { return hn::ReorderDemote2To(DWords(), a, b); }
+
+// Lanes of a vector whose 128-bit blocks hold as many lanes of each of kVectors vectors: those of the first
+// vector, then those of the second one, and so on.
+template <int64_t kVectors>
+constexpr std::array<int32_t, LanesF()> LanesByVector() {
+  constexpr int64_t kRun = 4 / kVectors;
+  constexpr int64_t kVectorLanes = LanesF() / kVectors;
+  std::array<int32_t, LanesF()> lanes = {};
+  for (int64_t i = 0; i < LanesF(); ++i) {
+    const int64_t lane = i % kVectorLanes;
+    lanes[i] = static_cast<int32_t>(lane / kRun * 4 + i / kVectorLanes * kRun + lane % kRun);
   }
+  return lanes;
+}
 
-  VI32 integers[kBlockVectors];
-  float unit;
-};
+template <int64_t kVectors, class V>
+HWY_INLINE V OrderByVector(V vector) {
+  alignas(64) static constexpr std::array<int32_t, LanesF()> kLanes = LanesByVector<kVectors>();
+  const auto lanes = hn::SetTableIndices(DI32(), kLanes.data());
+  return hn::BitCast(hn::DFromV<V>(), hn::TableLookupLanes(hn::BitCast(DI32(), vector), lanes));
+}
 
 // The blocks of a type, panel by panel:
 //   kPanelColumns, kPanelBytes    of a vector
-//   Store(block, b, panel)        block b of a panel
-//   Finish(panel)                 when its blocks are stored; those past the vector's end are zeros
+//   Round(x, inverses, panel)     writes a panel from its columns and the inverse of each block's unit
 //   kParts                        how often a panel of weights is loaded from, for LanesF() sums each:
 //   LoadWeights(quants, part), LoadInput(panel, part), Multiply(weights, input)
 //   Scales(scales, column, part)  of these sums; `column` of the group is the panel's first
@@ -81,28 +81,21 @@ class IntegerBlocks<WeightType::kQ4_0> {
     VI32 offsets;
   };
 
-  static HWY_INLINE void Store(const IntegerBlock& block, int64_t b, uint8_t* panel) {
-    constexpr int64_t kHalf = kBlockColumns / 2;
-    auto* const to = reinterpret_cast<int8_t*>(panel + b * kHalf);
-    HWY_UNROLL(4)
-    for (int64_t i = 0; i < kBlockVectors; ++i) {
-      const int64_t column = i * LanesF();
-      const int64_t at = column / kHalf * kPlane + column % kHalf;
-      const auto integers = block.integers[i];
-      const auto upper = hn::ShiftRight<8>(hn::Add(integers, hn::Set(DI32(), 128)));
-      hn::StoreU(hn::DemoteTo(DI8(), upper), DI8(), to + at);
-      hn::StoreU(hn::DemoteTo(DI8(), hn::Sub(integers, hn::ShiftLeft<8>(upper))), DI8(),
-                 to + 2 * kPlane + at);
-    }
-  }
-
-  static HWY_INLINE void Finish(uint8_t* panel) {
+  static HWY_INLINE void Round(const float* x, const float* inverses, uint8_t* panel) {
     const VBytes eight = hn::Set(DBytes(), 8);
+    HWY_UNROLL(2)
     for (int64_t part = 0; part < kParts; ++part) {
-      Input input = LoadInput(panel, part);
-      input.offsets = hn::Zero(DI32());
+      const Digits low = RoundHalves(x, inverses, part);
+      const Digits high = RoundHalves(x + kHalf, inverses, part);
+      const Input input = {{low.upper, high.upper}, {low.lower, high.lower}, hn::Zero(DI32())};
+      const DBytes d;
+      uint8_t* const to = panel + part * kPartBytes;
+      hn::Store(low.upper, d, to);
+      hn::Store(high.upper, d, to + kPlane);
+      hn::Store(low.lower, d, to + 2 * kPlane);
+      hn::Store(high.lower, d, to + 3 * kPlane);
       hn::Store(hn::Neg(Multiply({eight, eight}, input)), DI32(),
-                reinterpret_cast<int32_t*>(panel + 4 * kPlane + part * kPartBytes));
+                reinterpret_cast<int32_t*>(to + 4 * kPlane));
     }
   }
 
@@ -139,8 +132,37 @@ class IntegerBlocks<WeightType::kQ4_0> {
   }
 
  private:
+  static constexpr int64_t kHalf = kBlockColumns / 2;
   static constexpr int64_t kPlane = 64;
   static constexpr int64_t kPartBytes = 4 * LanesF();
+
+  struct Digits {
+    VBytes upper, lower;
+  };
+
+  // Of the integers of the first halves of a part's blocks, one block after the other.
+  static HWY_INLINE Digits RoundHalves(const float* x, const float* inverses, int64_t part) {
+    VI32 integers[4];
+    HWY_UNROLL(4)
+    for (int64_t i = 0; i < 4; ++i) {
+      const int64_t at = part * kPartBytes + i * LanesF();
+      const int64_t block = at / kHalf;
+      integers[i] = RoundToIntegers(x + block * kBlockColumns + at % kHalf, inverses[block]);
+    }
+    const VWords even = PackWords(integers[0], integers[2]);
+    const VWords odd = PackWords(integers[1], integers[3]);
+    const VWords half = hn::Set(DWords(), 128);
+    return {MergeBytes(hn::ShiftRight<8>(hn::Add(even, half)), hn::Add(odd, half)),
+            MergeBytes(even, hn::ShiftLeft<8>(odd))};
+  }
+
+  // The lower bytes of `even` and the upper ones of `odd`, as RoundHalves packs them, in order.
+  static HWY_INLINE VBytes MergeBytes(VWords even, VWords odd) {
+    alignas(16) static constexpr uint8_t kOrder[16] = {0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15};
+    const DBytes d;
+    const VBytes merged = hn::OddEven(hn::BitCast(d, odd), hn::BitCast(d, even));
+    return OrderByVector<4>(hn::TableLookupBytes(merged, hn::LoadDup128(d, kOrder)));
+  }
 };
 
 // A block makes a panel; its integers are 16-bit words.
@@ -151,21 +173,19 @@ class IntegerBlocks<WeightType::kQ8_0> {
   static constexpr int64_t kPanelBytes = kBlockColumns * sizeof(int16_t);
   static constexpr int64_t kParts = 1;
 
-  using DWords = hn::Repartition<int16_t, DF>;
   struct Weights {
-    hn::Vec<DWords> words[kBlockVectors / 2];
+    VWords words[kBlockVectors / 2];
   };
   using Input = Weights;
 
-  static HWY_INLINE void Store(const IntegerBlock& block, int64_t, uint8_t* panel) {
-    const hn::Rebind<int16_t, DF> d;
-    HWY_UNROLL(4)
-    for (int64_t i = 0; i < kBlockVectors; ++i) {
-      hn::StoreU(hn::DemoteTo(d, block.integers[i]), d, reinterpret_cast<int16_t*>(panel) + i * LanesF());
+  static HWY_INLINE void Round(const float* x, const float* inverses, uint8_t* panel) {
+    HWY_UNROLL(2)
+    for (int64_t i = 0; i < kBlockColumns; i += 2 * LanesF()) {
+      const VWords words =
+          PackWords(RoundToIntegers(x + i, *inverses), RoundToIntegers(x + i + LanesF(), *inverses));
+      hn::Store(OrderByVector<2>(words), DWords(), reinterpret_cast<int16_t*>(panel) + i);
     }
   }
-
-  static HWY_INLINE void Finish(uint8_t*) {}
 
   static HWY_INLINE Weights LoadWeights(const uint8_t* quants, int64_t) {
     const DWords d;

@@ -1,7 +1,7 @@
 // Products of block-quantised rows in integers. A vector is rounded once for all rows, to 16 bits a value
-// (IntegerBlock). Products of integers and their sums within a lane and a block are exact; they are converted
-// to F32, multiplied by the weights' scale * unit, which is rounded, and added to the lane's sum over all
-// blocks.
+// (block_units-inl.h). Products of integers and their sums within a lane and a block are exact; they are
+// converted to F32, multiplied by the weights' scale * unit, which is rounded, and added to the lane's sum
+// over all blocks.
 
 #if defined(ISOTHERM_COMMON_KERNELS_INTEGER_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ISOTHERM_COMMON_KERNELS_INTEGER_PRODUCTS_INL_H_
@@ -12,8 +12,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "common/base/round_up.h"
+#include "common/kernels/block_units-inl.h"
 #include "common/kernels/decode-inl.h"
 #include "common/kernels/integer_blocks-inl.h"
 #include "common/kernels/read_ahead-inl.h"
@@ -31,19 +33,23 @@ class IntegerProducts {
   static int64_t InputBytes(int64_t n) { return PanelBytes(n) + UnitBytes(n); }
 
   static void Prepare(const float* x, int64_t n, uint8_t* input) {
-    constexpr int64_t kPanelBlocks = Blocks::kPanelColumns / kBlockColumns;
-    const int64_t blocks = n / kBlockColumns;
-    uint8_t* const panels_end = input + PanelBytes(n);
-    auto* const units = reinterpret_cast<float*>(panels_end);
-    std::fill_n(units, UnitBytes(n) / sizeof(float), 0.0f);
-    if (blocks % kPanelBlocks != 0) std::fill(panels_end - Blocks::kPanelBytes, panels_end, uint8_t{0});
-    for (int64_t i = 0; i < blocks; ++i) {
-      const IntegerBlock block(x + i * kBlockColumns);
-      Blocks::Store(block, i % kPanelBlocks, input + i / kPanelBlocks * Blocks::kPanelBytes);
-      units[i] = block.unit;
+    // There is room for the units of whole groups.
+    auto* const units = reinterpret_cast<float*>(input + PanelBytes(n));
+    for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
+      const int64_t count = std::min(n - begin, kGroupColumns);
+      const float* group = x + begin;
+      float padded[kGroupColumns];
+      if (count < kGroupColumns) {
+        std::fill(std::copy_n(group, count, padded), std::end(padded), 0.0f);
+        group = padded;
+      }
+      alignas(64) float inverses[kGroupBlocks];
+      FindUnits(group, units + begin / kBlockColumns, inverses);
+      for (int64_t column = 0; column < count; column += Blocks::kPanelColumns) {
+        Blocks::Round(group + column, inverses + column / kBlockColumns, input);
+        input += Blocks::kPanelBytes;
+      }
     }
-    // When what was stored can be loaded again without waiting for it.
-    for (uint8_t* panel = input; panel < panels_end; panel += Blocks::kPanelBytes) Blocks::Finish(panel);
   }
 
   // y[v * ldy + r] = rows[r] . vector v for one tile; `next` are as many rows that follow it.
@@ -125,7 +131,7 @@ class IntegerProducts {
     return base::RoundUp(n, Blocks::kPanelColumns) / Blocks::kPanelColumns * Blocks::kPanelBytes;
   }
   static int64_t UnitBytes(int64_t n) {
-    return base::RoundUp(n / kBlockColumns * static_cast<int64_t>(sizeof(float)), 64);
+    return base::RoundUp(n, kGroupColumns) / kBlockColumns * static_cast<int64_t>(sizeof(float));
   }
   static HWY_INLINE const float* Units(const RowInputs& inputs, int64_t vector, int64_t n) {
     return reinterpret_cast<const float*>(inputs.data + vector * inputs.stride + PanelBytes(n));

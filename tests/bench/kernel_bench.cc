@@ -155,6 +155,18 @@ void AddScaledOf(benchmark::State& state, WeightType type, int64_t columns) {
   ReportBytes(state, rows * stride);
 }
 
+// Rounding a vector for integer products, on one thread: the others wait for it.
+void PrepareOf(benchmark::State& state, WeightType type, int64_t columns) {
+  const RowKernels& kernels = GetRowKernels(type);
+  const std::vector<float> x = Vector(columns);
+  const auto room = hwy::AllocateAligned<uint8_t>(static_cast<size_t>(kernels.input_bytes(columns)));
+  for (auto _ : state) {
+    kernels.prepare(x.data(), columns, room.get());
+    benchmark::ClobberMemory();
+  }
+  state.SetLabel(ActiveTarget());
+}
+
 void SketchOf(benchmark::State& state, int64_t columns) {
   const int64_t stride = SketchRowBytes(columns);
   const int64_t rows = kArenaBytes / stride;
@@ -172,8 +184,10 @@ void SketchOf(benchmark::State& state, int64_t columns) {
 }
 
 template <class... Arguments>
-void Register(const std::string& name, Arguments... arguments) {
-  benchmark::RegisterBenchmark(name.c_str(), arguments...)->UseRealTime()->Unit(benchmark::kMillisecond);
+benchmark::internal::Benchmark* Register(const std::string& name, Arguments... arguments) {
+  return benchmark::RegisterBenchmark(name.c_str(), arguments...)
+      ->UseRealTime()
+      ->Unit(benchmark::kMillisecond);
 }
 
 void RegisterAll() {
@@ -192,6 +206,10 @@ void RegisterAll() {
     Register("mat_mul_of_16/" + name + "/2048", MatMulOf, type, int64_t{2048}, int64_t{16});
     Register("sparse_dot/" + name + "/2048", SparseDotsOf, type, int64_t{2048});
     Register("add_scaled/" + name + "/2048", AddScaledOf, type, int64_t{2048});
+  }
+  for (const WeightType type : {WeightType::kQ8_0, WeightType::kQ4_0}) {
+    Register(std::string("prepare/") + WeightTypeName(type) + "/8192", PrepareOf, type, int64_t{8192})
+        ->Unit(benchmark::kMicrosecond);
   }
   Register("sketch/2048", SketchOf, int64_t{2048});
   Register("plain_read_again", PlainRead);
