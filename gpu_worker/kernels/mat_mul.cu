@@ -174,22 +174,31 @@ cudaError_t LaunchMatMul(const Factors& factors, int64_t columns, const float* x
                        columns, BlockAheadBytes(blocks), x, batch);
 }
 
+// All warps of a multiprocessor, in one block, as they read the same token rows: as many as registers allow
+// for integers, which take longer to unpack than to read; else sixteen, which keep loads in flight and leave
+// room for the next kernel to begin its own.
+template <typename D, int kBatch>
+inline constexpr int kTileThreads = kBatch == 1 && HasOneScale<D> ? 768 : 512;
+template <int kBatch>
+inline constexpr int kTileRegisters = kBatch == 1 ? 80 : 128;
+
 // Blocks take tiles in turn. Weights depend on no other kernel, so that the first ones are on their way while
 // the kernels before this one finish.
 template <typename D, int kBatch>
-__global__ void __launch_bounds__(kTileThreads<kBatch>, kTileRegisterBlocks<kBatch>)
+__global__ void __maxnreg__(kTileRegisters<kBatch>)
     TileMatMulKernel(const __grid_constant__ Factors factors, int sharing, int64_t columns,
                      int64_t ahead_bytes, const float* x, int64_t batch) {
   extern __shared__ float4 memory[];
   TileInput<D, kBatch> input(memory, columns);
-  TileDots<D, kBatch> dots(input, columns, sharing);
-  const typename TileDots<D, kBatch>::Tiles tiles{static_cast<int>(blockIdx.x) * dots.groups(),
-                                                  static_cast<int>(factors.Groups(kTileRows)),
-                                                  static_cast<int>(gridDim.x) * dots.groups()};
-  const auto rows = [&](int64_t tile, int i) -> const uint8_t* {
+  using Dots = TileDots<D, kBatch, kTileThreads<D, kBatch>>;
+  Dots dots(input, columns, sharing);
+  const typename Dots::Tiles tiles{static_cast<int>(blockIdx.x) * dots.groups(),
+                                   static_cast<int>(factors.Groups(kTileRows)),
+                                   static_cast<int>(gridDim.x) * dots.groups()};
+  const auto rows = [&](int64_t tile, int i) {
     const int m = factors.Find(kTileRows, tile);
-    const int64_t row = tile * kTileRows + i;
-    return row < factors.rows[m] ? factors.weights[m] + row * factors.stride[m] : nullptr;
+    const int64_t row = min(tile * kTileRows + i, factors.rows[m] - 1);
+    return factors.weights[m] + row * factors.stride[m];
   };
   LetNextStart();
   dots.Start(tiles, rows);
@@ -228,13 +237,12 @@ cudaError_t LaunchTileMatMul(const Factors& factors, int64_t columns, const floa
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error != cudaSuccess) return error;
   const int sharing = TileSharing<D>(columns);
-  const int64_t groups = kTileThreads<kBatch> / kWarp / sharing;
-  // Integers take longer to unpack than to read, unless more warps do so.
-  constexpr int kBlocksEach = HasOneScale<D> ? kTileRegisterBlocks<kBatch> : kTileBlocks<kBatch>;
+  constexpr int kThreads = kTileThreads<D, kBatch>;
+  const int64_t groups = kThreads / kWarp / sharing;
   const int64_t blocks =
-      std::min<int64_t>(kBlocksEach * Multiprocessors(), CeilDiv<int64_t>(factors.Groups(kTileRows), groups));
-  return LaunchChained(kernel, static_cast<unsigned>(blocks), kTileThreads<kBatch>, shared, stream, factors,
-                       sharing, columns, BlockAheadBytes(blocks), x, batch);
+      std::min<int64_t>(Multiprocessors(), CeilDiv<int64_t>(factors.Groups(kTileRows), groups));
+  return LaunchChained(kernel, static_cast<unsigned>(blocks), kThreads, shared, stream, factors, sharing,
+                       columns, BlockAheadBytes(blocks), x, batch);
 }
 
 template <typename D>

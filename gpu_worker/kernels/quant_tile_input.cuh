@@ -74,6 +74,7 @@ class QuantTileInput {
 #pragma unroll
         for (int v = 0; v < kAhead * kRows; ++v) {
           const int piece = i + v / kRows * threads;
+          if (piece - static_cast<int>(threadIdx.x) % kWarp >= pieces) break;
           PutPiece(piece, piece < pieces, values[v / kRows][v % kRows], first + v % kRows);
         }
       }
@@ -129,7 +130,10 @@ class QuantTileInput {
     float scale;
     int offset;  // kOffset times the sum of the integers
   };
-  static constexpr int kMost = 127 * 256 + 127;
+  static constexpr float kMost = 127 * 256 + 127;
+  static constexpr float kLeastMost = 0x1p-100f;
+  // Added to a value of at most 2^22 it leaves the rounded integer in the sum's low bits.
+  static constexpr float kRounder = 3 << 22;
 
   // What lane 2 t + term of a step's lanes with terms reads for a product.
   __device__ uint2* Terms(int b, int step, int p, int lane) const {
@@ -140,12 +144,12 @@ class QuantTileInput {
   struct Piece {
     float4 low, high;
   };
-  // Zero without a row.
+  // Zero without a row and past the last chunk; chunks are never in part.
   __device__ Piece LoadPiece(int i, const float* row) const {
-    if (row == nullptr) return {{0, 0, 0, 0}, {0, 0, 0, 0}};
     const int first = i / kProducts * kChunkColumns<Quants>, p = i % kProducts;
-    return {FourColumns(row, first + Bytes4::ColumnA(p), columns_),
-            FourColumns(row, first + Bytes4::ColumnB(p), columns_)};
+    if (row == nullptr || first >= columns_) return {{0, 0, 0, 0}, {0, 0, 0, 0}};
+    return {*reinterpret_cast<const float4*>(row + first + Bytes4::ColumnA(p)),
+            *reinterpret_cast<const float4*>(row + first + Bytes4::ColumnB(p))};
   }
 
   // The lanes that have a chunk agree on its scale.
@@ -160,17 +164,25 @@ class QuantTileInput {
     for (int offset = 1; offset < kProducts; offset *= 2) {
       most = MaxKeepingNaN(most, __shfl_xor_sync(kAllLanes, most, offset));
     }
-    // Infinities and NaN show in the scale, and with it in every product with the chunk.
-    const float inverse = most > 0 && most < INFINITY ? kMost / most : 0.0f;
-    uint32_t high[2] = {}, low[2] = {};
+    // A chunk whose scale has no inverse becomes zeros. Infinities and NaN show in the scale, and with it in
+    // every product with the chunk.
+    const bool scales = most >= kLeastMost && most < INFINITY;
+    const float inverse = scales ? kMost * __frcp_rn(most) : 0.0f;
+    uint32_t high[2], low[2];
     int sum = 0;
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const int value = max(-kMost, min(kMost, __float2int_rn(values[c] * inverse)));
-      const int upper = (value + 128) >> 8;
-      sum += value;
-      high[c / 4] |= static_cast<uint32_t>(upper & 0xff) << (8 * (c % 4));
-      low[c / 4] |= static_cast<uint32_t>((value - 256 * upper) & 0xff) << (8 * (c % 4));
+    for (int four = 0; four < 2; ++four) {
+      uint32_t bits[4], upper[4];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        bits[c] = __float_as_uint(fmaf(values[4 * four + c], inverse, kRounder));
+        upper[c] = bits[c] + 128;  // the second byte is the upper one, rounded
+      }
+      high[four] =
+          __byte_perm(__byte_perm(upper[0], upper[1], 0x51), __byte_perm(upper[2], upper[3], 0x51), 0x5410);
+      low[four] =
+          __byte_perm(__byte_perm(bits[0], bits[1], 0x40), __byte_perm(bits[2], bits[3], 0x40), 0x5410);
+      sum += 256 * SumOfBytes(high[four]) + SumOfBytes(low[four]);
     }
 #pragma unroll
     for (int offset = 1; offset < kProducts; offset *= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
@@ -178,8 +190,11 @@ class QuantTileInput {
     const int step = chunk / kStepChunks, t = chunk % kStepChunks;
     *Terms(b, step, p, 2 * t) = {high[0], high[1]};
     *Terms(b, step, p, 2 * t + 1) = {low[0], low[1]};
-    if (p == 0) chunks_[(b * steps_ + step) * kStepChunks + t] = {most / kMost, Bytes4::kOffset * sum};
+    if (p != 0) return;
+    chunks_[(b * steps_ + step) * kStepChunks + t] = {most < kLeastMost ? 0.0f : most * (1.0f / kMost),
+                                                      Bytes4::kOffset * sum};
   }
+  static __device__ int SumOfBytes(uint32_t word) { return __dp4a(static_cast<int>(word), 0x01010101, 0); }
 
   static __device__ void Multiply(const uint4& a, uint32_t b0, uint32_t b1, int (&sums)[4]) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "

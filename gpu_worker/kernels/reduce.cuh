@@ -20,7 +20,11 @@ __device__ inline T WarpSum(T value) {
 }
 
 // NaN wins, so that a broken input shows.
-__device__ inline float MaxKeepingNaN(float a, float b) { return a > b || a != a ? a : b; }
+__device__ inline float MaxKeepingNaN(float a, float b) {
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+  return most;
+}
 
 __device__ inline float WarpMax(float value) {
 #pragma unroll

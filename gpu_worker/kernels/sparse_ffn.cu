@@ -12,6 +12,12 @@ namespace isotherm::gpu_worker::cuda {
 namespace {
 
 constexpr int kThreads = 512;
+// Of a block that has neurons, and blocks to a multiprocessor: sixteen warps keep its loads in flight, in two
+// blocks where token rows leave room, so that one loads while the other adds up.
+template <int kBatch>
+inline constexpr int kRowThreads = kBatch == 1 ? 256 : 512;
+template <int kBatch>
+inline constexpr int kTileBlocks = kBatch == 1 ? 2 : 1;
 
 // Scattered rows seldom fill a tile. That pays where decoding is the larger part of the work; a warp has more
 // of an F16 row under way.
@@ -118,16 +124,13 @@ class TileRows {
   }
 
  private:
-  using Dots = TileDots<D, kBatch>;
+  using Dots = TileDots<D, kBatch, kRowThreads<kBatch>>;
   __device__ typename Dots::Tiles Tiles(int count) const {
     return {0, CeilDiv(count, kTileRows), dots_.groups()};
   }
   template <typename Row>
   static __device__ auto InTiles(int count, const Row& row) {
-    return [count, &row](int tile, int i) -> const uint8_t* {
-      const int place = tile * kTileRows + i;
-      return place < count ? row(place) : nullptr;
-    };
+    return [count, &row](int tile, int i) { return row(min(tile * kTileRows + i, count - 1)); };
   }
 
   TileInput<D, kBatch> input_;
@@ -201,7 +204,7 @@ struct RowKernelCall {
 };
 
 template <typename D, int kBatch>
-__global__ void __launch_bounds__(kTileThreads<kBatch>, kRowBlocks<D, kBatch>)
+__global__ void __launch_bounds__(kRowThreads<kBatch>, kRowBlocks<D, kBatch>)
     GateRowsKernel(const __grid_constant__ RowKernelCall call, BundleRow gate, int64_t up_offset) {
   JoinChain();
   __shared__ BlockNeurons wanted, active;
@@ -231,7 +234,7 @@ __global__ void __launch_bounds__(kTileThreads<kBatch>, kRowBlocks<D, kBatch>)
 }
 
 template <typename D, int kBatch>
-__global__ void __launch_bounds__(kTileThreads<kBatch>, kRowBlocks<D, kBatch>)
+__global__ void __launch_bounds__(kRowThreads<kBatch>, kRowBlocks<D, kBatch>)
     MultiplyByUpKernel(const __grid_constant__ RowKernelCall call, BundleRow up) {
   JoinChain();
   __shared__ BlockNeurons active;
@@ -299,7 +302,7 @@ template <typename D, int kBatch, typename Kernel, typename... Rest>
 cudaError_t LaunchRows(Kernel kernel, const FfnParts& parts, const FfnRows& rows, int64_t first,
                        int64_t batch, const GateActivation& activation, cudaStream_t stream,
                        const Rest&... rest) {
-  constexpr int kBlockThreads = kTileThreads<kBatch>;
+  constexpr int kBlockThreads = kRowThreads<kBatch>;
   const NeuronSet& neurons = parts.hot.neurons;
   const int64_t shared = InputBytes<D, kBatch>(neurons.hidden);
   const cudaError_t error =

@@ -5,34 +5,24 @@
 
 namespace isotherm::gpu_worker::cuda {
 
-// Threads of a block that computes tiles, and blocks to a multiprocessor: sixteen warps keep its loads in
-// flight, in two blocks where token rows leave room, so that one loads while the other adds up. Registers of
-// a dense product's blocks leave room for one more, so that the next kernel can begin to load meanwhile.
-template <int kBatch>
-inline constexpr int kTileThreads = kBatch == 1 ? 256 : 512;
-template <int kBatch>
-inline constexpr int kTileBlocks = kBatch == 1 ? 2 : 1;
-template <int kBatch>
-inline constexpr int kTileRegisterBlocks = kBatch == 1 ? 3 : 1;
-
 // Warps that share a tile, each a part of its columns: as many as leave each enough to have in flight. A
 // function of the type and width alone, as a row's sum must not depend on what is computed beside it.
+inline constexpr int kMostTileSharing = 8;
 template <typename D>
 int TileSharing(int64_t columns) {
   constexpr int64_t kLeastSteps = 4;
   int sharing = 1;
-  while (sharing < kTileThreads<1> / kWarp && TileSteps<D>(columns) >= 2 * kLeastSteps * sharing) {
-    sharing *= 2;
-  }
+  while (sharing < kMostTileSharing && TileSteps<D>(columns) >= 2 * kLeastSteps * sharing) sharing *= 2;
   return sharing;
 }
 
-// Dot products of tiles of weight rows with token rows by the warps of a block together.
-//   Rows rows(tile, i)              where row i of the tile is; null for none, which counts as zero
-//   Done done(tile, i, b, product)  is called by one thread for every row and token row
+// Dot products of tiles of weight rows with token rows by the warps of a block of kThreads together.
+//   Rows rows(tile, i)              where row i of the tile is; past the last one any row
+//   Done done(tile, i, b, product)  is called by one thread for every row and token row, those past the last
+//                                   too
 // Loads are always some steps ahead, from one tile into the next. All is inlined, so that they go to
 // registers.
-template <typename D, int kBatch>
+template <typename D, int kBatch, int kThreads>
 class TileDots {
  public:
   using Input = TileInput<D, kBatch>;
@@ -50,14 +40,14 @@ class TileDots {
         group_(static_cast<int>(threadIdx.x) / kWarp / sharing) {}
 
   // Tiles that the block has at a time.
-  __device__ int groups() const { return static_cast<int>(blockDim.x) / kWarp / sharing_; }
+  __device__ int groups() const { return kThreads / kWarp / sharing_; }
 
   // Begins to load the first tiles; input is not looked at.
   template <typename Rows>
   __device__ __forceinline__ void Start(const Tiles& tiles, const Rows& rows) {
-    Find(tiles, tiles.begin, rows);
+    next_ = Find(tiles, tiles.begin, rows);
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a) Load(raw_[a], rows_, part_ + a * sharing_);
+    for (int a = 0; a < kAhead; ++a) Load(raw_[a], next_, part_ + a * sharing_);
   }
 
   // By all threads of the block, after Start with the same arguments; ends with a barrier.
@@ -65,8 +55,8 @@ class TileDots {
   __device__ __forceinline__ void Run(const Tiles& tiles, const Rows& rows, const Done& done) {
     for (int first = tiles.begin; first < tiles.end; first += tiles.step) {
       typename Input::Sums sums;
-      const uint8_t* const current[] = {rows_[0], rows_[1]};
-      Find(tiles, first + tiles.step, rows);
+      const LaneRows current = next_;
+      next_ = Find(tiles, first + tiles.step, rows);
       AddSteps(current, sums);
       input_.Store(sums, Parts() + threadIdx.x / kWarp * kSums);
       __syncthreads();
@@ -79,36 +69,39 @@ class TileDots {
   static constexpr int kAhead = 4;  // steps on their way at once
   static constexpr int kSums = kTileRows * kBatch;
 
+  // Where a tile's rows lie that this lane reads, and how many chunks of them there are: none past the last
+  // tile.
+  struct LaneRows {
+    const uint8_t* row[2];
+    int chunks;
+  };
   template <typename Rows>
-  __device__ __forceinline__ void Find(const Tiles& tiles, int first, const Rows& rows) {
+  __device__ __forceinline__ LaneRows Find(const Tiles& tiles, int first, const Rows& rows) const {
     const int tile = first + group_;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) rows_[r] = tile < tiles.end ? rows(tile, LaneRow() + 8 * r) : nullptr;
+    if (tile >= tiles.end) return {{nullptr, nullptr}, 0};
+    return {{rows(tile, LaneRow()), rows(tile, LaneRow() + 8)}, chunks_};
   }
 
-  __device__ __forceinline__ void Load(typename D::Raw (&raw)[2], const uint8_t* const (&rows)[2],
-                                       int step) const {
+  __device__ __forceinline__ void Load(typename D::Raw (&raw)[2], const LaneRows& from, int step) const {
     const int chunk = step * kStepChunks + LaneChunk();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      raw[r] = rows[r] != nullptr && chunk < chunks_ ? D::Load(rows[r], columns_, chunk) : typename D::Raw{};
+      raw[r] = chunk < from.chunks ? D::Load(from.row[r], columns_, chunk) : typename D::Raw{};
     }
   }
 
   // This warp's steps of the current tile; what it has loaded afterwards are the first of the next.
-  __device__ __forceinline__ void AddSteps(const uint8_t* const (&current)[2], typename Input::Sums& sums) {
+  __device__ __forceinline__ void AddSteps(const LaneRows& current, typename Input::Sums& sums) {
     const int round = kAhead * sharing_;
     for (int base = part_; base < input_.steps(); base += round) {
       const bool last = base + round >= input_.steps();
+      const LaneRows from = last ? next_ : current;
+      const int next_base = last ? part_ : base + round;
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
         const int step = base + a * sharing_;
         if (step < input_.steps()) input_.MultiplyAdd(raw_[a], step, sums);
-        if (last) {
-          Load(raw_[a], rows_, part_ + a * sharing_);
-        } else {
-          Load(raw_[a], current, step + round);
-        }
+        Load(raw_[a], from, next_base + a * sharing_);
       }
     }
   }
@@ -116,7 +109,7 @@ class TileDots {
   // In the order of the parts.
   template <typename Done>
   __device__ void AddParts(const Tiles& tiles, int first, const Done& done) const {
-    for (int i = static_cast<int>(threadIdx.x); i < groups() * kSums; i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < groups() * kSums; i += kThreads) {
       const int tile = first + i / kSums;
       const float* const parts = Parts() + i / kSums * sharing_ * kSums + i % kSums;
       float sum = parts[0];
@@ -126,14 +119,14 @@ class TileDots {
   }
 
   static __device__ float* Parts() {
-    __shared__ float parts[kTileThreads<kBatch> / kWarp * kSums];
+    __shared__ float parts[kThreads / kWarp * kSums];
     return parts;
   }
 
   Input input_;  // by value: a reference would keep its object out of registers
   int64_t columns_;
   int chunks_, sharing_, part_, group_;
-  const uint8_t* rows_[2];  // what Load reads when the current tile is over
+  LaneRows next_;  // what is read when the current tile is over
   typename D::Raw raw_[kAhead][2];
 };
 
