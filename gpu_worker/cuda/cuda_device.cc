@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/base/round_up.h"
 #include "common/base/status_macros.h"
@@ -24,6 +25,11 @@ constexpr int kLeastMajor = 8;  // compute capability
 
 // Graphs are kept for so many shapes; beyond, they are captured anew.
 constexpr size_t kMostGraphs = 128;
+
+// For so much of what a pass of its shape took last the host thread sleeps, which leaves its core to the CPU
+// worker; then it spins, as being woken takes longer than a token should wait.
+constexpr double kSleepShare = 0.75;
+constexpr absl::Duration kOversleep = absl::Microseconds(100);  // what sleeping may take longer than asked
 
 // What a context takes where NVML does not tell, and between what bounds it is believed: it counts what
 // others take or give back on this GPU meanwhile, too. Rounded up, so that starts differ in nothing.
@@ -283,6 +289,8 @@ int64_t CudaDevice::ContextPieces() const {
 }
 
 absl::Status CudaDevice::EndPass() {
+  CapturedPass* const replayed = mode_ == Mode::kReplay ? &graphs_[shape_] : nullptr;
+  const absl::Time launched = absl::Now();
   if (const absl::Status ended = EndGraph(); !ended.ok()) Latch(ended);
   Enqueue("reading the counters", [&] {
     return cudaMemcpyAsync(host_counters_.get(), counters_.get(), Bytes<cuda::FfnCounters>(2 * layers()),
@@ -291,8 +299,10 @@ absl::Status CudaDevice::EndPass() {
   // Also after a failure: nothing of the pass may still run when the next one writes its tables, and the
   // exchanges it made have happened.
   if (direct_ != nullptr) Latch(direct_->EndPass(stream()));
+  if (replayed != nullptr) absl::SleepFor(kSleepShare * replayed->time - kOversleep);
   const absl::Status idle = Wait("running a pass");
   Latch(idle);
+  if (replayed != nullptr) replayed->time = absl::Now() - launched;
   if (direct_ != nullptr && idle.ok()) Latch(direct_->Finish(rows_, statistics_));
   if (timed_ && failure_.ok()) Latch(CollectTimes());
   if (channel_ != nullptr && !streaming_) channel_->EndStep();

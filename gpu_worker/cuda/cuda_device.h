@@ -208,6 +208,7 @@ class CudaDevice final : public Device {
   struct CapturedPass {
     cuda::GraphExec graph;
     cuda::OperatorTimer::Track track;
+    absl::Duration time = {};  // of its last run
   };
   std::map<Shape, CapturedPass> graphs_;
   std::unique_ptr<cuda::OperatorTimer> timer_;  // null: operators are not timed
