@@ -38,8 +38,7 @@ ABSL_FLAG(
     "--vram-budget. On device host the numbers only say how many parts there are. Empty: one device.");
 ABSL_FLAG(bool, attention_offload, false,
           "Where attention, KV cache and predictor of all layers do not fit --vram-budget, have the first "
-          "layers' on the CPU, as few as will do; the CPU worker then computes their neurons. Not yet tested "
-          "beside device cuda.");
+          "layers' on the CPU, as few as will do; the CPU worker then computes their neurons.");
 ABSL_FLAG(double, vram_budget, 0,
           "GiB for everything this worker holds: attention, head, KV cache, predictor, workspace, then hot "
           "neurons. 0: all neurons are hot.");
@@ -97,7 +96,7 @@ ABSL_FLAG(
     "On SIGTERM save the firings counted while serving as MODEL.profile.gguf, unless there are others.");
 ABSL_FLAG(std::string, adapt, "off",
           "Whether hot neurons make way for cold ones that fire more often, as counted while serving: on or "
-          "off. Without effect with --placement. Not yet tested on device cuda.");
+          "off. Without effect with --placement.");
 ABSL_FLAG(int64_t, adapt_interval, isotherm::neuron::kMoveInterval,
           "Tokens between two looks at the counts for --adapt.");
 ABSL_FLAG(std::vector<std::string>, cpu_worker, std::vector<std::string>({"127.0.0.1:7072"}),

@@ -408,13 +408,13 @@ TEST(EngineTest, DeadlinesEndRunningAndQueuedRequests) {
 }
 
 TEST(EngineTest, AFullQueueRefuses) {
-  HarnessOptions options;
+  HarnessOptions options = Slow();
   options.engine.max_queue = 2;
   options.runner.max_decode_rows = 1;
   EngineHarness harness(options);
   auto running = harness.Submit(harness.Task("one", 400));
   running->Read(1);
-  harness.runner.CloseGate();
+  HoldStep(harness.runner);
   auto second = harness.Submit(harness.Task("two", 1));
   auto third = harness.Submit(harness.Task("three", 1));
   auto fourth = harness.Submit(harness.Task("four", 1));
