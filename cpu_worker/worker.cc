@@ -96,6 +96,12 @@ absl::Status Worker::Load() {
   spdlog::info("{}: {:.3f} GB of neurons ready in {:.2f} s; {} threads read them at {:.1f} GB/s, kernels {}",
                model_->DisplayName(), store_->bytes() * 1e-9, seconds, options_.threads, bandwidth * 1e-9,
                kernels::ActiveTarget());
+  if (store_->file() && store_->huge_page_bytes() < store_->bytes()) {
+    spdlog::warn(
+        "only {:.3f} GB of the neurons' memory are huge pages, as the system has no more: the rest is read "
+        "slowly",
+        store_->huge_page_bytes() * 1e-9);
+  }
   if (store_->down_requantization_error() > 0) {
     spdlog::info("down weights were requantised by neuron to Q8_0: relative error {:.2e}",
                  store_->down_requantization_error());

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 
@@ -78,11 +79,20 @@ BundleMemory::~BundleMemory() {
   if (data_ != nullptr) munmap(data_, bytes_);
 }
 
-void BundleMemory::Populate(base::ThreadPool& pool) {
-  if (!file_.valid()) return;
+int64_t BundleMemory::Populate(base::ThreadPool& pool) {
+  if (!file_.valid()) return 0;
+  std::atomic<int64_t> taken = 0;
   pool.ParallelFor(bytes_ / kHugePage, kPagesAtOnce, [&](int64_t begin, int64_t end, int) {
-    TakeHugePages(data_ + begin * kHugePage, end - begin);
+    if (TakeHugePages(data_ + begin * kHugePage, end - begin)) {
+      taken.fetch_add(end - begin, std::memory_order_relaxed);
+      return;
+    }
+    // The system gives up at the first page that it does not get: the others have yet to be tried.
+    for (int64_t page = begin; page < end; ++page) {
+      if (TakeHugePages(data_ + page * kHugePage, 1)) taken.fetch_add(1, std::memory_order_relaxed);
+    }
   });
+  return taken * kHugePage;
 }
 
 absl::Status BundleMemory::Seal() {

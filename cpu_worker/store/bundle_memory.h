@@ -27,8 +27,9 @@ class BundleMemory {
   BundleMemory& operator=(BundleMemory&&) = delete;
   ~BundleMemory();
 
-  // Before anything is written: takes the huge pages of a memory file, with all members of the pool.
-  void Populate(base::ThreadPool& pool);
+  // Before anything is written: takes the huge pages of a memory file, with all members of the pool. Returns
+  // the bytes that got some, 0 where there is no file.
+  int64_t Populate(base::ThreadPool& pool);
   // After the last write through a mapping yet to be made: forbids it, and any change of size.
   absl::Status Seal();
 

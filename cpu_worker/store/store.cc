@@ -48,7 +48,7 @@ absl::StatusOr<std::unique_ptr<Store>> Store::Load(const model::Model& model, St
                                                    const std::function<absl::Status(int64_t)>& advance) {
   ISOTHERM_ASSIGN_OR_RETURN(BundleMemory memory, BundleMemory::Map(plan.bytes));
   std::unique_ptr<Store> store(new Store(std::move(plan), std::move(memory)));
-  store->memory_.Populate(pool);
+  store->huge_page_bytes_ = store->memory_.Populate(pool);
   for (int64_t layer = 0; layer < static_cast<int64_t>(store->plan_.layouts.size()); ++layer) {
     ISOTHERM_ASSIGN_OR_RETURN(const neuron::PackReport report,
                               neuron::PackBundles(model, layer, store->plan_.layouts[layer], /*all=*/true, {},

@@ -52,6 +52,8 @@ class Store {
   neuron::BundleView View(int64_t layer) const;
   const uint8_t* data() const { return memory_.data(); }
   int64_t bytes() const { return plan_.bytes; }
+  // Of what another process may map, how much lies in huge pages.
+  int64_t huge_page_bytes() const { return huge_page_bytes_; }
   // What another process may map; absent where the memory is this one's alone.
   std::optional<exchange::BundleFile> file() const;
   // Largest of the layers' PackReport errors; 0 where no down matrix was requantised.
@@ -62,6 +64,7 @@ class Store {
 
   const StorePlan plan_;
   BundleMemory memory_;
+  int64_t huge_page_bytes_ = 0;
   double down_requantization_error_ = 0;
 };
 

@@ -1,13 +1,13 @@
-// ffn_bench [THREADS] [SECONDS] [HIDDEN FFN TYPE [SHARE [ROWS]]]
+// ffn_bench [THREADS] [SECONDS] [HIDDEN FFN TYPE [SHARE [ROWS [GIB [private]]]]]
 //
 // How near the sparse FFN comes to the memory's read bandwidth; without a shape at that of the acceptance
 // test: hidden 2048, FFN 5632, f16 (or q8_0, q4_0), a share of 0.1 of the neurons, one token. Four things are
 // timed in turn over layers that no cache holds, so that all see the same machine: a plain read of a layer's
 // bundles, the FFN with every neuron computed for one token, the FFN with each token's share of the neurons,
 // scattered, and the same after the neurons were asked for in advance. Medians of the rates; bytes are those
-// of the rows that must be read.
-
-#include <sys/mman.h>
+// of the rows that must be read. The layers together take at least GIB, 1 unless told: more than the TLB
+// reaches, as a model does, from about 8 on. They lie where a CPU worker keeps its neurons, or with `private`
+// in memory that no other process could map.
 
 #include <algorithm>
 #include <chrono>
@@ -18,17 +18,16 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "common/base/thread_pool.h"
 #include "common/kernels/row_kernels.h"
 #include "common/neuron/bandwidth.h"
 #include "common/neuron/ffn.h"
 #include "common/neuron/mask.h"
+#include "cpu_worker/store/bundle_memory.h"
 
 namespace isotherm::neuron {
 namespace {
-
-// Beyond the last-level cache of any server.
-constexpr int64_t kLeastBytes = int64_t{1} << 30;
 
 struct Shape {
   int64_t hidden = 2048;
@@ -36,6 +35,9 @@ struct Shape {
   kernels::WeightType type = kernels::WeightType::kF16;
   double share = 0.1;
   int64_t rows = 1;
+  // Of all layers; the least is beyond the last-level cache of any server.
+  int64_t gib = 1;
+  bool private_memory = false;
 };
 
 using Clock = std::chrono::steady_clock;
@@ -68,15 +70,18 @@ void Fill(base::ThreadPool& pool, const Shape& shape, uint8_t* memory, int64_t r
 
 class Bench {
  public:
-  Bench(int threads, const Shape& shape, int64_t layers, uint8_t* memory)
+  Bench(int threads, const Shape& shape, int64_t layers, cpu_worker::BundleMemory* memory)
       : pool_({.threads = threads, .spin_us = 5000}),
         shape_(shape),
         layout_(MakeLayout(shape)),
-        memory_(memory),
+        memory_(memory->data()),
         executor_(&pool_, shape.hidden, shape.ffn, shape.rows),
         x_(shape.rows * shape.hidden, 0.01f),
         y_(shape.rows * shape.hidden),
         all_(MaskWords(shape.ffn)) {
+    const int64_t huge = memory->Populate(pool_);
+    std::printf("%.2f GB%s", memory->bytes() * 1e-9, memory->file() < 0 ? ", private; " : "; ");
+    if (memory->file() >= 0) std::printf("%.2f of them in huge pages; ", huge * 1e-9);
     Fill(pool_, shape, memory_, layers * shape.ffn * 3);
     SetAll(all_.data(), shape.ffn);
     std::mt19937 random(1);
@@ -170,15 +175,16 @@ bool ParseType(const std::string& name, kernels::WeightType* type) {
 }
 
 int Main(int threads, double seconds, const Shape& shape) {
-  const int64_t layers = kLeastBytes / Bench::LayerBytes(shape) + 1;
+  const int64_t layers = (shape.gib << 30) / Bench::LayerBytes(shape) + 1;
   const int64_t bytes = layers * Bench::LayerBytes(shape);
-  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) {
-    std::perror("ffn_bench: mmap");
+  absl::StatusOr<cpu_worker::BundleMemory> memory = shape.private_memory
+                                                        ? cpu_worker::BundleMemory::MapPrivate(bytes)
+                                                        : cpu_worker::BundleMemory::Map(bytes);
+  if (!memory.ok()) {
+    std::fprintf(stderr, "ffn_bench: %s\n", memory.status().ToString().c_str());
     return 1;
   }
-  madvise(memory, bytes, MADV_HUGEPAGE);
-  Bench bench(threads, shape, layers, static_cast<uint8_t*>(memory));
+  Bench bench(threads, shape, layers, &*memory);
   std::vector<double> read, dense, sparse, prefetched;
   const Clock::time_point start = Clock::now();
   for (int64_t i = 0; SecondsSince(start) < seconds || i < layers; ++i) {
@@ -217,10 +223,15 @@ int main(int argc, char** argv) {
   }
   if (argc > 6) shape.share = std::atof(argv[6]);
   if (argc > 7) shape.rows = std::atoll(argv[7]);
+  if (argc > 8) shape.gib = std::atoll(argv[8]);
+  shape.private_memory = argc > 9 && std::string(argv[9]) == "private";
   const bool valid = known && threads >= 1 && seconds >= 0 && shape.hidden >= 32 && shape.hidden % 32 == 0 &&
-                     shape.ffn >= 1 && shape.share > 0 && shape.share <= 1 && shape.rows >= 1;
+                     shape.ffn >= 1 && shape.share > 0 && shape.share <= 1 && shape.rows >= 1 &&
+                     shape.gib >= 1;
   if (!valid || argc == 4 || argc == 5) {
-    std::fprintf(stderr, "usage: ffn_bench [THREADS] [SECONDS] [HIDDEN FFN f16|q8_0|q4_0 [SHARE [ROWS]]]\n");
+    std::fprintf(
+        stderr,
+        "usage: ffn_bench [THREADS] [SECONDS] [HIDDEN FFN f16|q8_0|q4_0 [SHARE [ROWS [GIB [private]]]]]\n");
     return 2;
   }
   return isotherm::neuron::Main(threads, seconds, shape);

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +32,14 @@ def _least_budget(device, model, flags):
     refused = process.run("gpu_worker", f"--model={model}", "--listen=127.0.0.1:0", "--metrics-listen=", *flags,
                           f"--device={device}", f"{_BUDGET}0.001")
     return float(re.search(r"need (\d+\.\d+) GiB", refused.stderr)[1])
+
+
+def device_count():
+    """How many of DEVICE a model can be divided among; of host devices there are as many as anyone asks for."""
+    if DEVICE == "host":
+        return 2
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True)
+    return len(listed.stdout.splitlines())
 
 
 def on_device(flags, model):
