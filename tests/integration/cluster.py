@@ -31,7 +31,9 @@ def _least_budget(device, model, flags):
     """GiB that a GPU worker says it needs on the device before the first hot neuron."""
     refused = process.run("gpu_worker", f"--model={model}", "--listen=127.0.0.1:0", "--metrics-listen=", *flags,
                           f"--device={device}", f"{_BUDGET}0.001")
-    return float(re.search(r"need (\d+\.\d+) GiB", refused.stderr)[1])
+    parts = re.findall(r"(\d+\.\d) MiB", refused.stderr.splitlines()[-1])
+    assert parts, f"the least budget cannot be told from:\n{refused.stderr}"
+    return sum(float(part) for part in parts) / 1024
 
 
 def device_count():
@@ -43,11 +45,12 @@ def device_count():
 
 
 def on_device(flags, model):
-    """Flags of a GPU worker for device host as they are on DEVICE: with a budget that leaves as much for hot neurons."""
+    """Flags of a GPU worker for device host as they are on DEVICE: with a budget that leaves as much for hot neurons, or a MiB
+    more, as a message gives parts to a tenth."""
     if DEVICE == "host":
         return list(flags)
-    others = tuple(flag for flag in flags if not flag.startswith((_BUDGET, "--attention-offload")))
-    more = _least_budget(DEVICE, model, others) - _least_budget("host", model, others)
+    others = tuple(flag for flag in flags if not flag.startswith((_BUDGET, "--attention-offload", "--cpu-worker")))
+    more = _least_budget(DEVICE, model, others) - _least_budget("host", model, others) + 1 / 1024
     return [f"--device={DEVICE}"] + [
         f"{_BUDGET}{float(flag.removeprefix(_BUDGET)) + more:.4f}" if flag.startswith(_BUDGET) else flag for flag in flags]
 
