@@ -95,8 +95,9 @@ class EqualityTest(unittest.TestCase):
         else:
             print("\none GPU only: the model is not divided among devices", flush=True)
         for transport, devices, flags in runs:
-            # Only over shared memory could a GPU compute some of the cold neurons itself, in sums of its own.
-            with cluster.Cluster(gpu_worker=["--predictor=gate", f"--placement={index}", "--bus-share=0", *flags]) as running:
+            # Only over shared memory could a GPU compute cold neurons itself, in sums of its own.
+            same = ["--predictor=gate", f"--placement={index}", "--bus-share=0", "--stream-rows=0"]
+            with cluster.Cluster(gpu_worker=[*same, *flags]) as running:
                 streams = generate(running, self.prompts, self.tokens)
                 self.assertEqual(devices > 1, "on a device with" in running.gpu_worker.log())
                 self.assertEqual({transport}, {stream.complete.execution.transport for stream in streams})
