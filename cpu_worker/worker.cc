@@ -98,9 +98,10 @@ absl::Status Worker::Load() {
                kernels::ActiveTarget());
   if (store_->file() && store_->huge_page_bytes() < store_->bytes()) {
     spdlog::warn(
-        "only {:.3f} GB of the neurons' memory are huge pages, as the system has no more: the rest is read "
-        "slowly",
-        store_->huge_page_bytes() * 1e-9);
+        "only {:.3f} of the neurons' {:.3f} GB lie in huge pages, as free memory is in small pieces; the "
+        "rest "
+        "is read more slowly. Start again once memory was freed or compacted (vm.compact_memory)",
+        store_->huge_page_bytes() * 1e-9, store_->bytes() * 1e-9);
   }
   if (store_->down_requantization_error() > 0) {
     spdlog::info("down weights were requantised by neuron to Q8_0: relative error {:.2e}",

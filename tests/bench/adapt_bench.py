@@ -72,25 +72,18 @@ def measure_cost(options: argparse.Namespace, folder: Path, right: Path) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
-    parser.add_argument("--model", type=Path, required=True)
+    gpu_bench.add_server_options(parser)
+    parser.set_defaults(device="host", tokens=256, threads=1)
     parser.add_argument("--text", type=Path, required=True, help="what the firing counts are taken of")
-    parser.add_argument("--vram-budget", required=True, help="GiB; +GiB: above the least")
-    parser.add_argument("--device", choices=("host", "cuda"), default="host")
-    parser.add_argument("--predictor", default="auto")
-    parser.add_argument("--prompt", default="The king said to his daughter,")
-    parser.add_argument("--tokens", type=int, default=256, help="of a stream")
-    parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--streams", type=int, default=12, help="of the recovery, one after another")
     parser.add_argument("--pairs", type=int, default=9, help="of streams for the cost; 0 leaves it out")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU worker")
-    parser.add_argument("--wait", type=int, default=600, help="seconds for the model to load")
     parser.add_argument("--json", type=Path, help="append the result to this file, a line")
     options = parser.parse_args()
-    options.sequences, options.kv_tokens = 1, options.context
-    options.devices, options.kv_type, options.stream_rows = "0", "f16", None  # as gpu_worker has them
-    options.gpu_worker_flag = []
-    options.cpu_worker_flag = ["--spin-us=-1"] if options.device == "host" else []  # there both workers share the cores
+    if options.vram_budget == "0":
+        parser.error("--vram-budget must leave some neurons cold")
+    options.sequences, options.kv_tokens = 1, options.kv_tokens or options.context
+    if options.device == "host":
+        options.cpu_worker_flag.append("--spin-us=-1")  # both workers share the cores
 
     with tempfile.TemporaryDirectory(prefix="isotherm-bench.") as name:
         folder = Path(name)

@@ -301,28 +301,33 @@ def show(result: dict) -> None:
         print("    {:<32} {times:>6} times, median {median_us:8.2f} us".format(name, **times), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """What Servers and generate read, but for `sequences`."""
     parser.add_argument("--bin", type=Path, default=Path("build/release/bin"))
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--vram-budget", default="0", help="GiB; 0: every neuron is hot; +GiB: above the least")
+    parser.add_argument("--device", choices=("cuda", "host"), default="cuda")
     parser.add_argument("--devices", default="0", help="GPUs that share the layers")
     parser.add_argument("--kv-type", default="f16")
     parser.add_argument("--predictor", default="auto")
     parser.add_argument("--prompt", default="The king said to his daughter,")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--prefill", type=int, nargs="*", default=[], help="also measure prompts of so many tokens")
+    parser.add_argument("--tokens", type=int, default=64, help="of a stream")
     parser.add_argument("--stream-rows", type=int, help="of gpu_worker (default: its own)")
     parser.add_argument("--gpu-worker-flag", action="append", default=[], help="one more for gpu_worker: --gpu-worker-flag=--look-ahead=off")
     parser.add_argument("--cpu-worker-flag", action="append", default=[])
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--kv-tokens", type=int, help="that the KV cache holds (default: a context for each stream)")
-    parser.add_argument("--device", choices=("cuda", "host"), default="cuda")
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="of the CPU worker")
+    parser.add_argument("--wait", type=int, default=600, help="seconds for the model to load")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_server_options(parser)
+    parser.add_argument("--prefill", type=int, nargs="*", default=[], help="also measure prompts of so many tokens")
     parser.add_argument("--sequences", type=int, nargs="+", default=[1], help="streams at once, one number after another; their "
                         "tokens/s are added up")
-    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="of the CPU worker")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--wait", type=int, default=600, help="seconds for the model to load")
     parser.add_argument("--time-operators", action=argparse.BooleanOptionalAction, default=False,
                         help="load once more and time the operators of decode steps")
     parser.add_argument("--compare", action="store_true", help="fail unless device host gives the same text first")
