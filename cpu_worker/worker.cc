@@ -99,8 +99,7 @@ absl::Status Worker::Load() {
   if (store_->file() && store_->huge_page_bytes() < store_->bytes()) {
     spdlog::warn(
         "only {:.3f} of the neurons' {:.3f} GB lie in huge pages, as free memory is in small pieces; the "
-        "rest "
-        "is read more slowly. Start again once memory was freed or compacted (vm.compact_memory)",
+        "rest is read more slowly. Start again once memory was freed or compacted (vm.compact_memory)",
         store_->huge_page_bytes() * 1e-9, store_->bytes() * 1e-9);
   }
   if (store_->down_requantization_error() > 0) {
