@@ -11,6 +11,7 @@
 #define ISOTHERM_COMMON_KERNELS_DECODE_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -31,6 +32,12 @@ HWY_INLINE VF LoadFirstHalves(const uint8_t* from, int64_t bytes) {
   uint8_t padded[2 * LanesF()] = {};
   std::memcpy(padded, from, static_cast<size_t>(bytes));
   return LoadHalf(padded);
+}
+
+// Scales of LanesF() blocks of a row that is padded up to `end`; zeros past it.
+HWY_INLINE VF LoadScales(const uint8_t* from, const uint8_t* end) {
+  const int64_t readable = end - from;
+  return readable >= 2 * LanesF() ? LoadHalf(from) : LoadFirstHalves(from, std::max<int64_t>(readable, 0));
 }
 
 // Interface of every decoder:
@@ -137,12 +144,8 @@ class GroupScales {
       return;
     }
     for (int64_t i = 0; i < (end - begin) / kBlockColumns; i += LanesF()) {
-      hn::Store(multiply(Load(scales_ + 2 * (first + i)), first + i), DF(), group_ + i);
+      hn::Store(multiply(LoadScales(scales_ + 2 * (first + i), end_), first + i), DF(), group_ + i);
     }
-  }
-  HWY_INLINE VF Load(const uint8_t* from) const {
-    const int64_t readable = end_ - from;
-    return readable >= 2 * LanesF() ? LoadHalf(from) : LoadFirstHalves(from, readable);
   }
 
   const uint8_t* scales_;

@@ -25,9 +25,6 @@ HWY_INLINE VI32 RoundToIntegers(const float* x, float inverse) {
   return hn::NearestInt(hn::Mul(hn::LoadU(DF(), x), hn::Set(DF(), inverse)));
 }
 
-using DWords = hn::Repartition<int16_t, DF>;
-using VWords = hn::Vec<DWords>;
-
 // Words of `a` and `b`, four of each in every 128-bit block: the order of x86.
 HWY_INLINE VWords PackWords(VI32 a, VI32 b) { return hn::ReorderDemote2To(DWords(), a, b); }
 

@@ -20,6 +20,22 @@ using VI32 = hn::Vec<DI32>;
 using DBytes = hn::Repartition<uint8_t, DF>;
 using VBytes = hn::Vec<DBytes>;
 
+using DWords = hn::Repartition<int16_t, DF>;
+using VWords = hn::Vec<DWords>;
+
+// sums + a * b, the products of two words to a lane.
+HWY_INLINE VI32 AddPairs(VI32 sums, VWords a, VWords b) {
+#if HWY_TARGET <= HWY_AVX3_DL
+  // In assembly for the reason that LaneSums gives.
+  asm("vpdpwssd %2, %1, %0" : "+v"(sums.raw) : "v"(a.raw), "v"(b.raw));
+  return sums;
+#elif HWY_TARGET <= HWY_AVX3
+  return hn::Add(sums, VI32{_mm512_madd_epi16(a.raw, b.raw)});
+#else
+  return hn::Add(sums, VI32{_mm256_madd_epi16(a.raw, b.raw)});
+#endif
+}
+
 // Exact sums of products of unsigned nibbles and signed bytes, four to a lane.
 #if HWY_TARGET <= HWY_AVX3_DL
 class LaneSums {

@@ -8,6 +8,7 @@
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 // clang-format on
 #include "common/kernels/decode-inl.h"
+#include "common/kernels/integer_sums-inl.h"
 #include "common/kernels/products-inl.h"
 #include "common/kernels/read_ahead-inl.h"
 #include "hwy/highway.h"
@@ -69,12 +70,12 @@ void MatMul(const uint8_t* rows, int64_t stride, int64_t num_rows, const RowInpu
   }
 }
 
-// source.Update(y) for n columns of rows that `source` decodes.
+// source.Update(y) for the columns from `begin` to n of rows that `source` decodes.
 template <class Source>
-HWY_INLINE void UpdateWith(int64_t n, Source& source, float* y) {
+HWY_INLINE void UpdateWith(int64_t begin, int64_t n, Source& source, float* y) {
   constexpr int64_t kStep = kSums * LanesF();
   const DF d;
-  for (int64_t begin = 0; begin < n; begin += kGroupColumns) {
+  for (; begin < n; begin += kGroupColumns) {
     const int64_t count = std::min(n - begin, kGroupColumns);
     source.Enter(begin, begin + count);
     float* const group = y + begin;
@@ -152,15 +153,46 @@ class ScaledRows {
   ReadAhead<kType, kRows> ahead_;
 };
 
+// The columns from `begin` on.
 template <WeightType kType, int kRows = kRowTile<kType>>
-void AddScaledRows(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n, float* y) {
+void AddScaledRows(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t begin,
+                   int64_t n, float* y) {
   int64_t r = 0;
   for (; r + kRows <= num_rows; r += kRows) {
     ScaledRows<kType, kRows> source(rows + r, factors + r, n);
-    UpdateWith(n, source, y);
+    UpdateWith(begin, n, source, y);
   }
   if constexpr (kRows > 1) {
-    AddScaledRows<kType, kRows / 2>(rows + r, num_rows - r, factors + r, n, y);
+    AddScaledRows<kType, kRows / 2>(rows + r, num_rows - r, factors + r, begin, n, y);
+  }
+}
+
+// The columns of whole panels in integers, up to 2 * kPairs rows together.
+template <int kPairs = kMostRowsTogether / 2>
+void AddRowsTogether(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n,
+                     float* sums) {
+  if constexpr (kPairs > 1) {
+    if (num_rows <= 2 * (kPairs - 1)) return AddRowsTogether<kPairs - 1>(rows, num_rows, factors, n, sums);
+  }
+  using Sums = IntegerSums<kPairs>;
+  const uint8_t* of_pairs[Sums::kRows];
+  float factors_of_pairs[Sums::kRows];
+  for (int64_t r = 0; r < Sums::kRows; ++r) {
+    of_pairs[r] = rows[std::min(r, num_rows - 1)];
+    factors_of_pairs[r] = r < num_rows ? factors[r] : 0.0f;
+  }
+  Sums::Add(of_pairs, rows + num_rows, factors_of_pairs, n, sums);
+}
+
+template <WeightType kType>
+void AddScaled(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n, float* sums) {
+  if constexpr (kType == WeightType::kQ4_0) {
+    if (num_rows == 0) return;
+    AddRowsTogether(rows, num_rows, factors, n, sums);
+    const int64_t rest = n % IntegerSums<1>::kPanelColumns;
+    if (rest > 0) AddScaledRows<kType>(rows, num_rows, factors, n - rest, n, sums);
+  } else {
+    AddScaledRows<kType>(rows, num_rows, factors, 0, n, sums);
   }
 }
 
@@ -184,7 +216,7 @@ class Weights {
 template <WeightType kType>
 void Unpack(const uint8_t* row, int64_t n, float* out) {
   Weights<kType> source(row, n);
-  UpdateWith(n, source, out);
+  UpdateWith(0, n, source, out);
 }
 
 template <WeightType kType>
@@ -194,8 +226,17 @@ void PrefetchRow(const uint8_t* row, int64_t n) {
 
 template <WeightType kType>
 constexpr RowKernels KernelsOf() {
-  return {Products<kType>::InputBytes, Products<kType>::Prepare, MatMul<kType>, MatMulListed<kType>,
-          AddScaledRows<kType>,        PrefetchRow<kType>,       Unpack<kType>};
+  constexpr bool kTogether = kType == WeightType::kQ4_0;
+  return {.input_bytes = Products<kType>::InputBytes,
+          .prepare = Products<kType>::Prepare,
+          .mat_mul = MatMul<kType>,
+          .mat_mul_listed = MatMulListed<kType>,
+          .rows_together = kTogether ? kMostRowsTogether : 1,
+          .panel_columns = kTogether ? IntegerSums<1>::kPanelColumns : 1,
+          .add_scaled = AddScaled<kType>,
+          .order_sums = kTogether ? OrderIntegerSums : nullptr,
+          .prefetch = PrefetchRow<kType>,
+          .unpack = Unpack<kType>};
 }
 
 const RowKernels* KernelTable() {

@@ -26,6 +26,8 @@ struct RowInputs {
 // while it computes. Any rows do, the listed ones again if nothing follows.
 inline constexpr int64_t kRowsAhead = 8;
 
+inline constexpr int64_t kMostRowsTogether = 8;
+
 struct RowKernels {
   // Bytes of a vector of n columns as products read it, a multiple of 64; 0 where they read F32 as it is.
   int64_t (*input_bytes)(int64_t n);
@@ -39,10 +41,22 @@ struct RowKernels {
   // vectors, so a list for more should fit the second-level cache.
   void (*mat_mul_listed)(const uint8_t* const* rows, int64_t num_rows, const RowInputs& inputs, int64_t batch,
                          int64_t n, float* y, int64_t ldy);
-  // y[i] += factors[r] * rows[r][i], i < n, for r = 0, 1, ..., num_rows - 1 in turn, with one rounding each
-  // and, for Q4_0 and Q8_0, one of factor * scale: bit-equal to a call for every row. rows[num_rows +
+  // At most so many rows are added in one call where they are rounded together, which is for Q4_0. 1: any
+  // number, each by itself.
+  int64_t rows_together;
+  // Sums of so many columns lie in an order that order_sums undoes; those of the columns after the last
+  // multiple of it, in their own. 1: all of them do.
+  int64_t panel_columns;
+  // sums[i] += factors[r] * rows[r][i], i < n, r < num_rows. Each by itself: in turn, with one rounding each
+  // and, for Q8_0, one of factor * scale, so that it is bit-equal to a call for every row. Together: in each
+  // block of 32 columns the factors times the scales are rounded by at most 2^-15 of the largest one's
+  // magnitude, what is left over is exact, and one addition to the sum is rounded. rows[num_rows +
   // kRowsAhead].
-  void (*add_scaled)(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n, float* y);
+  void (*add_scaled)(const uint8_t* const* rows, int64_t num_rows, const float* factors, int64_t n,
+                     float* sums);
+  // Brings the sums of n columns, which begin with a panel, into the order of the columns. Null where they
+  // are in it.
+  void (*order_sums)(int64_t n, float* sums);
   // Asks for a row to be brought into the second-level cache.
   void (*prefetch)(const uint8_t* row, int64_t n);
   // out[i] = row[i].

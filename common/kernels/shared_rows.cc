@@ -307,7 +307,11 @@ void AddScaledShared(const RowUses& uses, const float* factors, int64_t n, float
 
 template <WeightType kType>
 constexpr SharedRowKernels SharedKernelsOf() {
-  return {MultiplyShared<kType>, AddScaledShared<kType>};
+  if constexpr (kType == WeightType::kQ4_0) {
+    return {MultiplyShared<kType>, nullptr};
+  } else {
+    return {MultiplyShared<kType>, AddScaledShared<kType>};
+  }
 }
 
 const SharedRowKernels* SharedKernelTable() {

@@ -33,7 +33,7 @@ struct SharedRowKernels {
   // RowKernels::mat_mul.
   void (*multiply)(const RowUses& uses, const RowInputs& inputs, int64_t n, float* products);
   // y[vectors[u] * ldy + c] += factors[u] * row[c], c < n, for each use u of one row after another; bit-equal
-  // to RowKernels::add_scaled.
+  // to RowKernels::add_scaled. Null for types whose rows are rounded together.
   void (*add_scaled)(const RowUses& uses, const float* factors, int64_t n, float* y, int64_t ldy);
 };
 

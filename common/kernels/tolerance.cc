@@ -23,6 +23,11 @@ double DotTolerance(WeightType type, int64_t k, double norm_row, double norm_x) 
   return sums + kConfidence / std::sqrt(12.0) / 32639 * norm_row * norm_x;
 }
 
+double SumTolerance(WeightType type, int64_t rows, double most) {
+  if (GetRowKernels(type).rows_together == 1) return 0;
+  return kConfidence / std::sqrt(12.0) / 16383 * 8 / 7 * std::sqrt(static_cast<double>(rows)) * most;
+}
+
 double QuantizationError(WeightType type) {
   // |rounded - value| / |value| over 3 * 10^6 standard normal values, Euclidean norms. Of types with
   // minima and of K types with a plain quantiser of minimum and maximum (absolute maximum for Q5_0 and Q6_K);

@@ -21,6 +21,13 @@ double DotTolerance(int64_t k, double norm_a, double norm_b);
 // block's unit is at most 1/32639 of the norm of the vector's block: c / sqrt(12) / 32639 * |row| * |x|.
 double DotTolerance(WeightType type, int64_t k, double norm_row, double norm_x);
 
+// Bound on |computed - exact| of sums of rows times factors (row_kernels.h) in one column, beside what a dot
+// product of the factors with the column's weights has; 0 where rows are not rounded together. `most` is the
+// largest |factor * weight| of all the rows in the column's block. Their errors are uniform within a unit, of
+// which the largest |factor * scale| is at least 16383, times a quant, which is at most 8 and for the block's
+// largest weight at least 7: c / sqrt(12) / 16383 * 8 / 7 * sqrt(rows) * most.
+double SumTolerance(WeightType type, int64_t rows, double most);
+
 // Root-mean-square relative error of rounding normally distributed weights to the type; 0 for F32.
 double QuantizationError(WeightType type);
 

@@ -26,7 +26,7 @@ constexpr int64_t kFewThreads = 4;
 // them up (one F32 vector a partition) stays below 2 % of a layer.
 constexpr int64_t kPartitionsPerThread = 8;
 constexpr int64_t kMinPartitionNeurons = 16;
-// Sums are added up in parts of whole cache lines, one part a thread.
+// Sums are added up in parts of whole cache lines and panels, one part a thread.
 constexpr int64_t kLineFloats = 16;
 
 // A counter on a cache line of its own.
@@ -73,11 +73,13 @@ struct FfnExecutor::Workspace {
   // partitions' order. One fork-join: members take partitions, then parts of the sums, as they become free;
   // which member did what leaves no trace in the result.
   template <typename Compute>
-  FfnStatistics ComputeAndReduce(int64_t partitions, int64_t rows, float* y, const Compute& compute);
+  FfnStatistics ComputeAndReduce(int64_t partitions, int64_t rows, const kernels::RowKernels* order, float* y,
+                                 const Compute& compute);
   void PrepareInputs(Job* job);
   void ClearPartials(int64_t partitions, int64_t rows);
-  // A member's part of adding up, when every partition has arrived.
-  void ReduceFinished(int64_t partitions, int64_t rows, float* y);
+  // A member's part of adding up, when every partition has arrived: sums in the columns' order, or as `order`
+  // has them.
+  void ReduceFinished(int64_t partitions, int64_t rows, const kernels::RowKernels* order, float* y);
   // y[columns] of one row from `column` on.
   void Reduce(int64_t partitions, int64_t row, int64_t column, int64_t columns, float* y) const;
   FfnStatistics Total(int64_t partials) const;
@@ -190,7 +192,7 @@ FfnStatistics FfnExecutor::Workspace::RunOwned(const Job& job, float* y) {
   pool->Run([&](int member) {
     internal::ComputeOwned(job, member, queues_, factors, &partials_[member]);
     finished_.Arrive();
-    ReduceFinished(threads, job.rows, y);
+    ReduceFinished(threads, job.rows, &job.down, y);
   });
   return Total(threads);
 }
@@ -202,7 +204,7 @@ FfnStatistics FfnExecutor::Workspace::RunPartitions(const Job& job, float* y) {
   const int64_t partitions = std::clamp<int64_t>(positions / kMinPartitionNeurons, 1, MostPartials(threads));
   const int32_t* const wanted = wanted_.data();
   const int32_t* const wanted_end = wanted + CollectWanted(job);
-  return ComputeAndReduce(partitions, job.rows, y, [&](int64_t p, int, Partial* partial) {
+  return ComputeAndReduce(partitions, job.rows, &job.down, y, [&](int64_t p, int, Partial* partial) {
     const int32_t* const begin = std::lower_bound(wanted, wanted_end, positions * p / partitions);
     const int32_t* const end = std::lower_bound(begin, wanted_end, positions * (p + 1) / partitions);
     internal::ComputePartition(job, begin, end - begin, partial);
@@ -240,22 +242,30 @@ void FfnExecutor::Workspace::ClearPartials(int64_t partitions, int64_t rows) {
   next_part_.Reset();
 }
 
-void FfnExecutor::Workspace::ReduceFinished(int64_t partitions, int64_t rows, float* y) {
+void FfnExecutor::Workspace::ReduceFinished(int64_t partitions, int64_t rows,
+                                            const kernels::RowKernels* order, float* y) {
   finished_.AwaitArrivals(partitions);
-  const int64_t lines = (rows * hidden + kLineFloats - 1) / kLineFloats;
+  const bool ordered = order == nullptr || order->order_sums == nullptr;
+  const int64_t step = ordered ? kLineFloats : std::max(kLineFloats, order->panel_columns);
+  const int64_t steps = (hidden + step - 1) / step;
   for (int64_t part; (part = next_part_.Take()) < threads;) {
-    const int64_t end = std::min(lines * (part + 1) / threads * kLineFloats, rows * hidden);
-    for (int64_t i = lines * part / threads * kLineFloats; i < end;) {
-      const int64_t column = i % hidden;
-      const int64_t columns = std::min(hidden - column, end - i);
-      Reduce(partitions, i / hidden, column, columns, y + i);
-      i += columns;
+    const int64_t end = rows * steps * (part + 1) / threads;
+    for (int64_t i = rows * steps * part / threads; i < end;) {
+      const int64_t row = i / steps;
+      const int64_t row_end = std::min(end, (row + 1) * steps);
+      const int64_t column = i % steps * step;
+      const int64_t columns = std::min(hidden, column + (row_end - i) * step) - column;
+      float* const to = y + row * hidden + column;
+      Reduce(partitions, row, column, columns, to);
+      if (!ordered) order->order_sums(columns, to);
+      i = row_end;
     }
   }
 }
 
 template <typename Compute>
-FfnStatistics FfnExecutor::Workspace::ComputeAndReduce(int64_t partitions, int64_t rows, float* y,
+FfnStatistics FfnExecutor::Workspace::ComputeAndReduce(int64_t partitions, int64_t rows,
+                                                       const kernels::RowKernels* order, float* y,
                                                        const Compute& compute) {
   ClearPartials(partitions, rows);
   next_partition_.Reset();
@@ -264,14 +274,14 @@ FfnStatistics FfnExecutor::Workspace::ComputeAndReduce(int64_t partitions, int64
       compute(p, member, &partials_[p]);
       finished_.Arrive();
     }
-    ReduceFinished(partitions, rows, y);
+    ReduceFinished(partitions, rows, order, y);
   });
   return Total(partitions);
 }
 
 FfnStatistics FfnExecutor::Workspace::RunTiled(const Job& job, float* y) {
   const int64_t count = CollectWanted(job);
-  return ComputeAndReduce(threads, job.rows, y, [&](int64_t p, int member, Partial* partial) {
+  return ComputeAndReduce(threads, job.rows, nullptr, y, [&](int64_t p, int member, Partial* partial) {
     const int64_t begin = count * p / threads, end = count * (p + 1) / threads;
     internal::ComputeTiled(job, wanted_.data() + begin, end - begin, scratch_[member], partial);
   });

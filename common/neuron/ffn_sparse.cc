@@ -47,7 +47,7 @@ class SparseWalk {
     KeepActive();
   }
 
-  // The down rows times their factors.
+  // The down rows times their factors. FinishDown follows the last.
   void AddDown(Partial* partial) {
     if (wanted_ == 0) return;
     for (int64_t use = 0; use < Begin(wanted_); ++use) {
@@ -57,11 +57,21 @@ class SparseWalk {
       partial->touched[row] = 1;
     }
     statistics_.bytes += wanted_ * layout_.down_bytes();
+    if (job_.down.rows_together > 1) {
+      GatherDown(partial);
+      return;
+    }
     const uint8_t* const* const rows = ListRows(layout_.down_offset, NextNeurons());
     if (job_.rows == 1 && TakesWholeRows(job_.down)) {
       job_.down.add_scaled(rows, wanted_, values_.data(), job_.hidden, partial->y);
     } else {
       job_.shared_down.add_scaled(Uses(rows), values_.data(), job_.hidden, partial->y, job_.hidden);
+    }
+  }
+
+  void FinishDown(Partial* partial) {
+    for (int64_t row = 0; row < job_.rows; ++row) {
+      if (gathered_[row].count > 0) AddGathered(row, partial);
     }
   }
 
@@ -151,6 +161,30 @@ class SparseWalk {
     }
   }
 
+  // Where down rows are rounded together, those of each row of the request are added as soon as there are
+  // enough of them: which ones share a call depends on that row alone, and so does the result.
+  void GatherDown(Partial* partial) {
+    for (int64_t i = 0, use = 0; i < wanted_; ++i) {
+      const uint8_t* const down = bundles_[index_[i]] + layout_.down_offset;
+      for (; use < ends_[i]; ++use) {
+        Gathered& gathered = gathered_[rows_[use]];
+        gathered.down[gathered.count] = down;
+        gathered.factors[gathered.count] = values_[use];
+        if (++gathered.count == job_.down.rows_together) AddGathered(rows_[use], partial);
+      }
+    }
+  }
+
+  void AddGathered(int64_t row, Partial* partial) {
+    Gathered& gathered = gathered_[row];
+    for (int64_t i = 0; i < kernels::kRowsAhead; ++i) {
+      gathered.down[gathered.count + i] = next_bundles_[i] + NextNeurons().offset;
+    }
+    job_.down.add_scaled(gathered.down.data(), gathered.count, gathered.factors.data(), job_.hidden,
+                         partial->y + row * job_.hidden);
+    gathered.count = 0;
+  }
+
   void Activate() {
     statistics_.computed += Begin(wanted_);
     const bool given = job_.request->gate_values != nullptr;
@@ -225,6 +259,13 @@ class SparseWalk {
   std::array<float, kMostUses> values_;  // by use: activation, then factor of the down row
   std::array<float, kMostUses> products_;
   std::array<const uint8_t*, 2 * kBlock> list_;
+  // By row of the request: down rows to be added together, and those that are read afterwards.
+  struct Gathered {
+    int64_t count = 0;
+    std::array<const uint8_t*, kernels::kMostRowsTogether + kernels::kRowsAhead> down;
+    std::array<float, kernels::kMostRowsTogether> factors;
+  };
+  std::array<Gathered, kSparseRows> gathered_;
 };
 
 }  // namespace
@@ -245,6 +286,7 @@ void ComputePartition(const Job& job, const int32_t* wanted, int64_t count, Part
     walk.Compute(wanted + first, block, wanted + first + block, count - first - block);
     walk.AddDown(partial);
   }
+  walk.FinishDown(partial);
   partial->statistics = walk.statistics();
 }
 
@@ -281,6 +323,7 @@ void ComputeOwned(const Job& job, int64_t member, Queues& queues, float* factors
               factors + (stolen.first + first) * job.rows);
     walk.AddDown(partial);
   }
+  walk.FinishDown(partial);
   while (Help(job, walk, queues, factors)) {
   }
   partial->statistics = walk.statistics();

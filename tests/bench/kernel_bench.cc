@@ -149,7 +149,11 @@ void AddScaledOf(benchmark::State& state, WeightType type, int64_t columns) {
       const uint8_t* list[kGrain + kRowsAhead];
       for (int64_t r = begin; r < end + kRowsAhead; ++r)
         list[r - begin] = arena + std::min(r, rows - 1) * stride;
-      kernels.add_scaled(list, end - begin, factors.data(), columns, y[member].data());
+      const int64_t together = kernels.rows_together > 1 ? kernels.rows_together : end - begin;
+      for (int64_t r = begin; r < end; r += together) {
+        kernels.add_scaled(list + (r - begin), std::min(together, end - r), factors.data(), columns,
+                           y[member].data());
+      }
     });
   }
   ReportBytes(state, rows * stride);

@@ -156,6 +156,9 @@ ReferenceResult Reference(const LayerWeights& layer, const std::vector<int32_t>&
     const float* x = request.x + row * hidden;
     const double x_norm = Norm(x, hidden);
     std::vector<double> squares(hidden, 0.0);
+    constexpr int64_t kBlockColumns = 32;
+    // The largest term of each block's columns.
+    std::vector<double> most((hidden + kBlockColumns - 1) / kBlockColumns, 0.0);
     int64_t terms = 0;
     double h_squares = 0;
     for (int32_t neuron : neurons) {
@@ -179,11 +182,13 @@ ReferenceResult Reference(const LayerWeights& layer, const std::vector<int32_t>&
         result.y[row * hidden + c] += h * down;
         result.bound[row * hidden + c] += h_error * std::abs(down);
         squares[c] += down * down;
+        most[c / kBlockColumns] = std::max(most[c / kBlockColumns], std::abs(h * down));
       }
     }
     for (int64_t c = 0; c < hidden; ++c) {
       result.bound[row * hidden + c] +=
-          kernels::DotTolerance(std::max<int64_t>(terms, 1), std::sqrt(h_squares), std::sqrt(squares[c]));
+          kernels::DotTolerance(std::max<int64_t>(terms, 1), std::sqrt(h_squares), std::sqrt(squares[c])) +
+          kernels::SumTolerance(layer.type, terms, most[c / kBlockColumns]);
     }
   }
   return result;

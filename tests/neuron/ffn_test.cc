@@ -89,7 +89,7 @@ INSTANTIATE_TEST_SUITE_P(Types, FfnTypeTest,
                          [](const auto& info) { return std::string(kernels::WeightTypeName(info.param)); });
 
 TEST_P(FfnTypeTest, MatchesReferenceForEveryBatchSize) {
-  const RandomLayer layer(GetParam(), 96, 203, 1);
+  const RandomLayer layer(GetParam(), 288, 203, 1);
   base::ThreadPool pool({.threads = 2});
   for (int64_t rows = 1; rows <= 40; ++rows) {
     const std::vector<float> x = RandomInput(rows, layer.hidden(), rows);
