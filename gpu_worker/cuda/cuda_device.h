@@ -82,6 +82,8 @@ class CudaDevice final : public Device {
   void Join() override;
   void ExpectCold(const FfnCall& call, const HotLayer& hot) override;
   void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) override;
+  void MergeAndNormalize(const FfnCall& call, const HotLayer& hot, const FfnTerm& term, const Norm& norm,
+                         int64_t n, float* y, float* out) override;
   PassStatistics TakeStatistics() override;
   FiringCounts TakeFirings() override;
 

@@ -86,6 +86,12 @@ cudaError_t DirectExchange::Merge(const ExchangeCall& call, float* y, cudaStream
   return MergeCold(region_, call, state(), records() + call.layer, y, stream);
 }
 
+cudaError_t DirectExchange::MergeAndNormalize(const ExchangeCall& call, const RowAddend& hot,
+                                              const RowNorm& norm, float* y, float* out,
+                                              cudaStream_t stream) {
+  return cuda::MergeAndNormalize(region_, call, state(), records() + call.layer, hot, norm, y, out, stream);
+}
+
 absl::Status DirectExchange::EndPass(cudaStream_t stream) {
   return ToStatus(
       cudaMemcpyAsync(host_state_.get(), state_.get(), StateBytes(), cudaMemcpyDeviceToHost, stream),

@@ -10,7 +10,7 @@
 #include "common/exchange/channel.h"
 #include "gpu_worker/cuda/runtime.h"
 #include "gpu_worker/device/device.h"
-#include "gpu_worker/kernels/exchange.h"
+#include "gpu_worker/kernels/merge_and_normalize.h"
 
 namespace isotherm::gpu_worker::cuda {
 
@@ -29,6 +29,8 @@ class DirectExchange {
   cudaError_t Send(ExchangeCall call, cudaStream_t stream);
   cudaError_t Expect(const ExchangeCall& call, cudaStream_t stream);
   cudaError_t Merge(const ExchangeCall& call, float* y, cudaStream_t stream);
+  cudaError_t MergeAndNormalize(const ExchangeCall& call, const RowAddend& hot, const RowNorm& norm, float* y,
+                                float* out, cudaStream_t stream);
   // Enqueues the way back of what became of them; call Finish once the stream is idle.
   absl::Status EndPass(cudaStream_t stream);
   // Adds to the statistics what a pass of `rows` rows did. The failure of an exchange, which is the end of

@@ -17,6 +17,12 @@ void Device::AddAndNormalize(const Term& term, const Norm& norm, int64_t rows, i
   Normalize(norm, y, rows, n, out);
 }
 
+void Device::MergeAndNormalize(const FfnCall& call, const HotLayer& hot, const FfnTerm& term,
+                               const Norm& norm, int64_t n, float* y, float* out) {
+  MergeCold(call, hot, term.part);
+  AddAndNormalize({term.part, term.bias, term.scale}, norm, call.rows, n, y, out);
+}
+
 const char* MemoryPurposeName(MemoryPurpose purpose) {
   switch (purpose) {
     case MemoryPurpose::kDevice:

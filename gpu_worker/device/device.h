@@ -16,6 +16,7 @@
 #include "common/model/model.h"
 #include "common/neuron/bundle.h"
 #include "gpu_worker/device/hot_swap.h"
+#include "gpu_worker/device/pass_input.h"
 
 // The seam between the layer graph and what computes it. The graph speaks of device pointers and operators
 // only; `host` runs them at once on CPU threads, `cuda` enqueues them on a stream that a graph can capture.
@@ -58,26 +59,6 @@ class Buffer {
   std::shared_ptr<void> owner_;
 };
 
-// What differs between two passes of the same shape. Row r is one token of one sequence.
-struct PassInput {
-  uint64_t step = 0;
-  std::vector<uint32_t> tokens;
-  std::vector<int32_t> positions;
-  // Per row: where its sequence's block table starts in `block_tables`.
-  std::vector<int32_t> table_offsets;
-  std::vector<uint32_t> block_tables;
-  // Rows whose logits are wanted, and how many of these only to be scored against a target.
-  std::vector<int32_t> output_rows;
-  int64_t scored_rows = 0;
-  int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
-};
-
-// Rows [begin, end) of a pass.
-struct RowRange {
-  int64_t begin = 0, end = 0;
-  int64_t count() const { return end - begin; }
-};
-
 // How tokens become hidden states.
 struct Embedding {
   kernels::WeightMatrix tokens;  // [vocabulary, hidden]
@@ -97,6 +78,13 @@ struct Norm {
 // scale * (x [rows, n] + bias [n]), added to something of that shape; bias may be null.
 struct Term {
   const float* x = nullptr;
+  const float* bias = nullptr;
+  float scale = 1;
+};
+
+// The same of an FFN, of which `part` is the hot neurons' part: scale * (part + the rest + bias).
+struct FfnTerm {
+  float* part = nullptr;
   const float* bias = nullptr;
   float scale = 1;
 };
@@ -280,6 +268,10 @@ class Device {
   virtual void ExpectCold(const FfnCall& call, const HotLayer& hot) {}
   // y += the CPU worker's part. Bounded: a lost worker latches Unavailable.
   virtual void MergeCold(const FfnCall& call, const HotLayer& hot, float* y) = 0;
+  // y += term with the CPU worker's part, then out[r, :] = norm(y[r, :]), rows of n values; MergeCold and
+  // AddAndNormalize unless a device knows better. term.part is then void.
+  virtual void MergeAndNormalize(const FfnCall& call, const HotLayer& hot, const FfnTerm& term,
+                                 const Norm& norm, int64_t n, float* y, float* out);
 
   virtual PassStatistics TakeStatistics() = 0;
   // Firings of the neurons that this device computed since Configure or the last call, between passes. Empty:

@@ -275,14 +275,13 @@ FfnCall Decoder::BeginSequentialLayer(int64_t index, RowRange rows, bool alone) 
 void Decoder::EndSequentialLayer(const FfnCall& call, RowRange rows) {
   const LayerWeights& layer = layers_[call.layer];
   float* residual = RowsOf(residual_, rows, h_.hidden);
-  float* ffn = RowsOf(ffn_, rows, h_.hidden);
-  device_.MergeCold(call, layer.hot, ffn);
-  const Term term{ffn, layer.down_bias.as<float>(), h_.residual_scale};
+  const FfnTerm ffn{RowsOf(ffn_, rows, h_.hidden), layer.down_bias.as<float>(), h_.residual_scale};
   if (call.layer + 1 == range_.end) {
-    return device_.Add(term.x, term.bias, term.scale, call.rows, h_.hidden, residual);
+    device_.MergeCold(call, layer.hot, ffn.part);
+    return device_.Add(ffn.part, ffn.bias, ffn.scale, call.rows, h_.hidden, residual);
   }
-  device_.AddAndNormalize(term, layers_[call.layer + 1].attention_norm.view, call.rows, h_.hidden, residual,
-                          RowsOf(normed_, rows, h_.hidden));
+  device_.MergeAndNormalize(call, layer.hot, ffn, layers_[call.layer + 1].attention_norm.view, h_.hidden,
+                            residual, RowsOf(normed_, rows, h_.hidden));
 }
 
 // Both branches read the layer's input, so that the cold half is under way while attention is computed.

@@ -39,21 +39,33 @@ __device__ inline void JoinChain() {
   AwaitPrevious();
 }
 
+// Blocks in clusters of so many, which divides them; one: no clusters, which older devices do not have.
 template <typename... Parameters, typename... Arguments>
-cudaError_t LaunchChained(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared_bytes,
-                          cudaStream_t stream, Arguments&&... arguments) {
+cudaError_t LaunchChainedClusters(void (*kernel)(Parameters...), dim3 grid, unsigned cluster, int threads,
+                                  int64_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   constexpr int kLeastMajor = 9;
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = cluster;
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = DeviceAttribute(cudaDevAttrComputeCapabilityMajor) >= kLeastMajor ? 1 : 0;
+  config.attrs = attributes;
+  if (DeviceAttribute(cudaDevAttrComputeCapabilityMajor) >= kLeastMajor)
+    config.numAttrs = cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchChained(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared_bytes,
+                          cudaStream_t stream, Arguments&&... arguments) {
+  return LaunchChainedClusters(kernel, grid, 1, threads, shared_bytes, stream,
+                               std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace isotherm::gpu_worker::cuda

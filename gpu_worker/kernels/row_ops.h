@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-// Operators that reduce a row of F32 values, one block a row.
+// Operators that reduce rows of F32 values.
 namespace isotherm::gpu_worker::cuda {
 
 // out = x / sqrt(mean(x^2) + epsilon) * weight, or with the mean subtracted
@@ -16,12 +16,18 @@ struct RowNorm {
   const float* bias = nullptr;
   float epsilon = 0;
 };
+// scale * (x [rows, n] + bias [n]), bias null for none.
+struct RowAddend {
+  const float* x = nullptr;
+  const float* bias = nullptr;
+  float scale = 1;
+};
 // Rows of n values; may run in place.
 cudaError_t Normalize(const RowNorm& norm, const float* x, int64_t rows, int64_t n, float* out,
                       cudaStream_t stream);
-// y[r, :] += scale * (x[r, :] + bias [n]), bias null for none; then out[r, :] = norm(y[r, :]).
-cudaError_t AddAndNormalize(const float* x, const float* bias, float scale, const RowNorm& norm, int64_t rows,
-                            int64_t n, float* y, float* out, cudaStream_t stream);
+// y += addend, then out[r, :] = norm(y[r, :]).
+cudaError_t AddAndNormalize(const RowAddend& addend, const RowNorm& norm, int64_t rows, int64_t n, float* y,
+                            float* out, cudaStream_t stream);
 
 // out[i] = log softmax(logits[i, :])[targets[i]].
 cudaError_t LogProbabilities(const float* logits, int64_t vocabulary, const uint32_t* targets, int64_t rows,

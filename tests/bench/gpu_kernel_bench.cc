@@ -175,7 +175,7 @@ class Bench {
   void Norm(int64_t rows) {
     const RowNorm norm{.weight = memory_.x, .epsilon = 1e-5f};
     Time(Name("add and norm", rows), 40, 0, [&](cudaStream_t stream) {
-      return AddAndNormalize(memory_.x, nullptr, 1, norm, rows, shape_.hidden, memory_.y,
+      return AddAndNormalize({memory_.x}, norm, rows, shape_.hidden, memory_.y,
                              memory_.y + rows * shape_.hidden, stream);
     });
   }

@@ -20,7 +20,7 @@ _PHASE_OF = {
     "gates": "hot", "gates and up projection": "hot", "up projection": "hot", "down projection": "hot",
     "clearing the FFN output": "hot",
     # The wait for the CPU worker's answer is part of merging it.
-    "merging cold neurons": "merge", "uploading an answer": "merge", "merging an answer": "merge",
+    "merging cold neurons": "merge", "merging cold neurons, add and norm": "merge", "uploading an answer": "merge", "merging an answer": "merge",
     "gather rows": "head", "log-probabilities": "head",
 }
 

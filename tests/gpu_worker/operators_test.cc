@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "common/kernels/ops.h"
@@ -220,6 +221,39 @@ TEST_F(OperatorsTest, AddAndNormalizeEqualsAddThenNormalize) {
       ASSERT_TRUE(device_->EndPass().ok());
       EXPECT_EQ(Download(one, count), Download(other, count)) << rows;
       EXPECT_EQ(Download(out, count), Download(expected, count)) << rows;
+    }
+  }
+}
+
+// Widths of four values at a time and of one, those that registers hold and wider ones.
+TEST_F(OperatorsTest, AddAndNormalizeIsWithinTheToleranceAtEveryWidth) {
+  constexpr int64_t kRows = 3;
+  constexpr float kScale = 0.5f, kEpsilon = 1e-5f;
+  for (const int64_t n : {1, 7, 768, 4102, 8192, 20480}) {
+    const int64_t count = kRows * n;
+    const std::vector<float> terms = kernels::RandomFloats(count, 1),
+                             values = kernels::RandomFloats(count, 2), weights = kernels::RandomFloats(n, 3);
+    const Buffer x = Upload(terms), y = Upload(values), weight = Upload(weights), out = Poisoned(count);
+    device_->BeginPass(Pass(kRows));
+    device_->AddAndNormalize({x.as<float>(), nullptr, kScale},
+                             {model::NormKind::kRms, kEpsilon, weight.as<float>()}, kRows, n, y.as<float>(),
+                             out.as<float>());
+    ASSERT_TRUE(device_->EndPass().ok());
+    const std::vector<float> sums = Download(y, count), normed = Download(out, count);
+    // A sum of n squares in any order, its root and three products: so many roundings, each of half of this.
+    const double tolerance = (static_cast<double>(n) + 8) * std::numeric_limits<float>::epsilon() / 2;
+    for (int64_t row = 0; row < kRows; ++row) {
+      double squares = 0;
+      for (int64_t i = row * n; i < (row + 1) * n; ++i) {
+        ASSERT_NEAR(sums[i], values[i] + kScale * double{terms[i]}, std::abs(sums[i]) * 1e-6 + 1e-7) << n;
+        squares += double{sums[i]} * sums[i];
+      }
+      const double factor = 1 / std::sqrt(squares / static_cast<double>(n) + kEpsilon);
+      for (int64_t i = 0; i < n; ++i) {
+        const double expected = sums[row * n + i] * factor * weights[i];
+        ASSERT_NEAR(normed[row * n + i], expected, std::abs(expected) * tolerance)
+            << "width " << n << ", row " << row << ", column " << i;
+      }
     }
   }
 }
